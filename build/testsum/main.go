@@ -10,6 +10,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -77,9 +78,13 @@ func run(args []string, out io.Writer) (ok bool, err error) {
 // that only pins tools) has nothing to run.
 func (s *summary) runModule(dir string, flags []string) error {
 	list := exec.Command("go", "list", "./...")
-	list.Dir, list.Stderr = dir, os.Stderr
+	list.Dir = dir
 	packages, err := list.Output()
 	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			s.printf("%s", exit.Stderr)
+		}
 		s.problem("module %s: go list: %v", dir, err)
 		return nil
 	}
