@@ -1,0 +1,51 @@
+# Every command of the project. The long ones live in build/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PKG ?= ./...
+RUN ?= .
+COUNT ?= 50
+BENCH ?= .
+FUZZTIME ?= 30s
+
+.PHONY: help
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: test
+test: ## every test of every module, race detector on, real servers required
+	@build/test.sh
+
+.PHONY: lint
+lint: ## the linters of .golangci.yml over every module
+	@build/check.sh lint
+
+.PHONY: check
+check: ## the cheap gates: format, vet, tidy, build, lint, documents, vulnerabilities
+	@build/deps.sh check
+	@build/check.sh
+
+.PHONY: soak
+soak: ## the same tests many times: make soak RUN=TestName PKG=./internal/x COUNT=50
+	@build/deps.sh test
+	go test -race -count=$(COUNT) -failfast -shuffle=on -timeout=60m -run '$(RUN)' $(PKG)
+
+.PHONY: bench
+bench: ## benchmarks: make bench BENCH=Allow PKG=. COUNT=10
+	@build/deps.sh test
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target in turn: make fuzz FUZZTIME=5m
+	@build/fuzz.sh '$(FUZZTIME)'
+
+.PHONY: demo
+demo: ## a ring, an outage and the answers, in one terminal
+	@go run ./cmd/ringfence demo
+
+.PHONY: deps
+deps: ## install the programs from outside Go that are missing
+	@build/deps.sh
