@@ -1,0 +1,382 @@
+package ringfence
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// opKind is what an operation does.
+type opKind uint8
+
+const (
+	opCharge opKind = iota
+	opLook
+	opReset
+)
+
+// request is one decision on its way to a shard. It belongs to two sides, the caller
+// and the dispatcher, each of which may be done with it first; the last returns it to
+// the pool.
+type request struct {
+	kind opKind
+	rule *rule
+	cost int64
+	hash keyHash
+	name []byte // the key in Redis
+
+	limit int // index in the table of limits of the call it is part of
+
+	// The reply, written before done.
+	now     int64
+	status  int
+	granted int64
+	state   state
+	err     error
+
+	stage atomic.Uint32
+	refs  atomic.Int32
+	op    atomic.Pointer[operation]
+	done  chan struct{} // holds one value once answered
+	timer *time.Timer
+	next  *request // the following one of the same AllowMany
+}
+
+// The stages of a request. Whoever moves it on by compare-and-swap owns the outcome.
+const (
+	stageQueued    uint32 = iota
+	stageSent             // it is being written: it may run
+	stageAnswered         // the reply is in it
+	stageAbandoned        // the caller left
+)
+
+// MarshalBinary is how go-redis writes the key without a copy.
+func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
+
+var requestPool = sync.Pool{New: func() any {
+	t := time.NewTimer(time.Hour)
+	t.Stop()
+	return &request{done: make(chan struct{}, 1), timer: t}
+}}
+
+func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
+	r := requestPool.Get().(*request)
+	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
+	r.name = space.append(r.name[:0], h)
+	r.now, r.status, r.granted, r.state, r.err, r.next = 0, 0, 0, state{}, nil, nil
+	r.op.Store(nil)
+	r.stage.Store(stageQueued)
+	r.refs.Store(2)
+	return r
+}
+
+func (r *request) release() {
+	if r.refs.Add(-1) > 0 {
+		return
+	}
+	select {
+	case <-r.done:
+	default:
+	}
+	requestPool.Put(r)
+}
+
+// answer hands the request to the caller, if there is one. late is true when the caller
+// has left although the request was sent.
+func (r *request) answer(err error) (late bool) {
+	r.err = err
+	from := r.stage.Load()
+	for !r.stage.CompareAndSwap(from, stageAnswered) {
+		from = r.stage.Load()
+	}
+	if from == stageAbandoned {
+		return true
+	}
+	r.done <- struct{}{}
+	return false
+}
+
+// The ways a request fails without having been sent, or without a word from Redis.
+var (
+	errBudget    = errors.New("ringfence: the budget is spent")
+	errOverdue   = errors.New("ringfence: an operation in flight is older than the budget")
+	errQueueFull = errors.New("ringfence: the queue is full")
+	errOpen      = errors.New("ringfence: the circuit breaker is open")
+)
+
+// operation is one script call in flight, reported to the breaker exactly once: when it
+// ends, or before that when callers had to leave.
+type operation struct {
+	report func(err error)
+	told   atomic.Bool
+	missed atomic.Bool
+}
+
+func (o *operation) end(err error) {
+	if o.told.CompareAndSwap(false, true) {
+		o.report(err)
+	}
+}
+
+// dispatcher carries requests to one server: a bounded queue and a bounded number of
+// operations in flight, each of as many requests as have gathered. A lone request leaves
+// at once; batches form by themselves while the operations in flight are under way. An
+// operation has its own time-out and knows nothing of the callers, who wait for as long
+// as their budget lasts and then go.
+type dispatcher struct {
+	queue   chan *request
+	stop    chan struct{}
+	stopped sync.WaitGroup
+	start   sync.Once
+
+	inFlight []atomic.Int64 // when each worker's operation began, ns of clock; 0: none
+	misses   atomic.Int64   // operations in a row that outlasted a budget
+
+	maxBatch  int
+	maxWeight int64
+	timeout   time.Duration
+	clock     func() int64 // ns, monotonic
+
+	// exec runs the requests, which are of one kind, and puts the replies into them.
+	exec func(ctx context.Context, reqs []*request) error
+	// begin asks for leave; report must be called once when it is given.
+	begin func() (report func(err error), err error)
+	// ended is told of each operation.
+	ended func(kind opKind, reqs int, took time.Duration, err error)
+	// late is told of each request whose reply came after its caller had left.
+	late func(r *request, err error)
+	// verdict turns the error of an operation into what the breaker is told.
+	verdict func(err error) error
+}
+
+type dispatchConfig struct {
+	inFlight, maxBatch, queue int
+	timeout                   time.Duration
+	clock                     func() int64
+}
+
+func newDispatcher(c dispatchConfig) *dispatcher {
+	return &dispatcher{
+		queue:     make(chan *request, c.queue),
+		stop:      make(chan struct{}),
+		inFlight:  make([]atomic.Int64, c.inFlight),
+		maxBatch:  c.maxBatch,
+		maxWeight: int64(c.maxBatch) * 64,
+		timeout:   c.timeout,
+		clock:     c.clock,
+	}
+}
+
+// begun starts the workers when the first request comes.
+func (d *dispatcher) begun() {
+	d.start.Do(func() {
+		select {
+		case <-d.stop:
+			return
+		default:
+		}
+		for i := range d.inFlight {
+			d.stopped.Add(1)
+			go d.work(&d.inFlight[i])
+		}
+	})
+}
+
+// send queues a request, or a chain of them, without waiting. An error means that none
+// was sent and that the caller owns them alone.
+func (d *dispatcher) send(r *request, budget time.Duration) error {
+	if d.overdue(budget) {
+		return errOverdue
+	}
+	d.begun()
+	select {
+	case d.queue <- r:
+		return nil
+	default:
+		return errQueueFull
+	}
+}
+
+// overdue says whether the oldest operation in flight has outlasted the budget: then
+// whoever comes now would only wait in vain.
+func (d *dispatcher) overdue(budget time.Duration) bool {
+	now := int64(0)
+	for i := range d.inFlight {
+		began := d.inFlight[i].Load()
+		if began == 0 {
+			continue
+		}
+		if now == 0 {
+			now = d.clock()
+		}
+		if now-began > int64(budget) {
+			return true
+		}
+	}
+	return false
+}
+
+// wait waits for the answer until the deadline or until ctx ends. A request that is
+// given up is dropped unsent if it had not left; unsent says so.
+func (d *dispatcher) wait(ctx context.Context, r *request, deadline int64) (unsent bool, err error) {
+	select {
+	case <-r.done:
+		return false, r.err
+	default:
+	}
+	r.timer.Reset(time.Duration(deadline - d.clock()))
+	select {
+	case <-r.done:
+		r.timer.Stop()
+		return false, r.err
+	case <-r.timer.C:
+		err = errBudget
+	case <-ctx.Done():
+		r.timer.Stop()
+		err = ctx.Err()
+	}
+	switch {
+	case r.stage.CompareAndSwap(stageQueued, stageAbandoned):
+		return true, err
+	case r.stage.CompareAndSwap(stageSent, stageAbandoned):
+		if op := r.op.Load(); op != nil && errors.Is(err, errBudget) {
+			d.miss(op)
+		}
+		return false, err
+	default: // answered this very moment
+		<-r.done
+		return false, r.err
+	}
+}
+
+// miss notes that an operation outlasted a caller's budget. From the second such
+// operation in a row each counts as a failure: a server that is always too slow is as
+// good as down.
+func (d *dispatcher) miss(op *operation) {
+	if op.missed.CompareAndSwap(false, true) && d.misses.Add(1) >= 2 {
+		op.end(errBudget)
+	}
+}
+
+// work is one operation at a time, over and over.
+func (d *dispatcher) work(began *atomic.Int64) {
+	defer d.stopped.Done()
+	batch := make([]*request, 0, d.maxBatch)
+	var held *request // taken from the queue, but of another kind or too heavy
+	for {
+		head := held
+		held = nil
+		if head == nil {
+			select {
+			case head = <-d.queue:
+			case <-d.stop:
+				return
+			}
+		}
+		batch = batch[:0]
+		weight := int64(0)
+		kind := head.kind
+		for r := head; r != nil; {
+			// Nobody waits for company: only what is there already comes along.
+			if r.kind != kind || len(batch) == d.maxBatch || (len(batch) > 0 && weight+r.weight() > d.maxWeight) {
+				held = r
+				break
+			}
+			next := r.next
+			r.next = nil
+			weight += r.weight()
+			if r.stage.CompareAndSwap(stageQueued, stageSent) {
+				batch = append(batch, r)
+			} else {
+				r.release()
+			}
+			if r = next; r != nil {
+				continue
+			}
+			select {
+			case r = <-d.queue:
+			default:
+			}
+		}
+		if len(batch) > 0 {
+			d.run(kind, batch, began)
+		}
+	}
+}
+
+// weight is roughly how long Redis takes for it, in token buckets.
+func (r *request) weight() int64 {
+	if r.rule != nil && r.rule.algo == algoSlidingLog {
+		return 1 + r.cost/2
+	}
+	return 1
+}
+
+func (d *dispatcher) run(kind opKind, batch []*request, began *atomic.Int64) {
+	report, err := d.begin()
+	if err != nil {
+		d.finish(batch, err)
+		return
+	}
+	op := &operation{report: report}
+	for _, r := range batch {
+		r.op.Store(op)
+	}
+	start := d.clock()
+	began.Store(max(start, 1))
+	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
+	err = d.exec(ctx, batch)
+	cancel()
+	took := time.Duration(d.clock() - start)
+	began.Store(0)
+	d.ended(kind, len(batch), took, err)
+	if !op.missed.Load() {
+		d.misses.Store(0)
+	}
+	op.end(d.verdict(err))
+	d.finish(batch, err)
+}
+
+func (d *dispatcher) finish(batch []*request, err error) {
+	for i, r := range batch {
+		if r.answer(err) {
+			d.late(r, err)
+		}
+		r.release()
+		batch[i] = nil
+	}
+}
+
+// close ends the workers once their operations have ended, which the channel it returns
+// tells, and answers what is left in the queue.
+func (d *dispatcher) close() <-chan struct{} {
+	close(d.stop)
+	d.start.Do(func() {})
+	ended := make(chan struct{})
+	go func() {
+		d.stopped.Wait()
+		d.drain()
+		close(ended)
+	}()
+	return ended
+}
+
+func (d *dispatcher) drain() {
+	for {
+		select {
+		case r := <-d.queue:
+			for r != nil {
+				next := r.next
+				if r.stage.CompareAndSwap(stageQueued, stageSent) {
+					r.answer(ErrClosed)
+				}
+				r.release()
+				r = next
+			}
+		default:
+			return
+		}
+	}
+}

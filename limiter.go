@@ -1,0 +1,373 @@
+package ringfence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Limiter decides over the keys of one limit. Get one from Ring.Limiter and keep it. All
+// methods may be called from many goroutines.
+//
+// A Redis fault is never an error of Allow, AllowN, AllowMany and Peek: it is a Source
+// and a Cause in the Decision. Their errors are misuse (ErrInvalid, ErrClosed) and the
+// caller's own context, canceled or expired; no quota is taken then, except by a call
+// that was canceled while its charge was on the way.
+type Limiter struct {
+	ring    *Ring
+	name    string
+	limit   Limit
+	rule    *rule
+	keys    keyer
+	policy  FailurePolicy
+	budget  time.Duration
+	metrics *limiterMetrics
+}
+
+// Request is one entry of AllowMany.
+type Request struct {
+	// Key is who is limited: 1 to MaxKeyBytes bytes, any bytes.
+	Key string
+	// Cost is how many units it asks for: 1 to the limit's highest cost.
+	Cost int64
+}
+
+// Name returns the name given to Ring.Limiter.
+func (l *Limiter) Name() string { return l.name }
+
+// Limit returns the limit given to Ring.Limiter.
+func (l *Limiter) Limit() Limit { return l.limit }
+
+// Allow asks for one unit: AllowN with a cost of 1.
+func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
+	return l.AllowN(ctx, key, 1)
+}
+
+// AllowN asks for cost units of the key's quota, all or none. Being denied is not an
+// error. It answers within the limiter's budget, or just before ctx's deadline if that
+// is earlier.
+func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision, error) {
+	start := l.ring.clock()
+	if err := l.check(ctx, key, cost); err != nil {
+		l.refuse(nil, err, 1, start)
+		return Decision{}, err
+	}
+	if !l.ring.enter() {
+		l.refuse(nil, ErrClosed, 1, start)
+		return Decision{}, ErrClosed
+	}
+	defer l.ring.leave()
+	h := l.keys.hash(key)
+	s := l.ring.owner(h)
+	deadline, err := l.deadline(ctx, start)
+	if err != nil {
+		l.refuse(s, err, 1, start)
+		return Decision{}, err
+	}
+	d, cause, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
+	if err != nil {
+		l.refuse(s, err, 1, start)
+		return Decision{}, err
+	}
+	if cause != CauseNone {
+		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
+	}
+	l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
+	return d, nil
+}
+
+// Peek says what Allow would answer now, without taking anything: Allowed, Remaining and
+// ResetAfter are as of before such a call. It is not counted as a decision.
+func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
+	if err := l.check(ctx, key, 1); err != nil {
+		return Decision{}, err
+	}
+	if !l.ring.enter() {
+		return Decision{}, ErrClosed
+	}
+	defer l.ring.leave()
+	start := l.ring.clock()
+	h := l.keys.hash(key)
+	s := l.ring.owner(h)
+	deadline, err := l.deadline(ctx, start)
+	if err != nil {
+		return Decision{}, err
+	}
+	d, cause, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
+	if err != nil {
+		return Decision{}, err
+	}
+	if cause != CauseNone {
+		d = s.fallBack(ctx, l, h, 1, deadline, cause, false)
+	}
+	return d, nil
+}
+
+// Reset forgets what the key has used, on its shard and in this process. It returns an
+// error that matches ErrUnavailable when the shard did not confirm it within the budget:
+// nobody knows then whether it was done.
+func (l *Limiter) Reset(ctx context.Context, key string) error {
+	if err := l.check(ctx, key, 1); err != nil {
+		return err
+	}
+	if !l.ring.enter() {
+		return ErrClosed
+	}
+	defer l.ring.leave()
+	start := l.ring.clock()
+	h := l.keys.hash(key)
+	s := l.ring.owner(h)
+	deadline, err := l.deadline(ctx, start)
+	if err != nil {
+		return err
+	}
+	l.ring.local.forget(h)
+	if !s.breaker.closed.Load() {
+		return fmt.Errorf("%w: shard %s: its circuit breaker is open", ErrUnavailable, s.id)
+	}
+	r := newRequest(opReset, l.rule, h, l.ring.space, 1)
+	if err := s.charges.send(r, time.Duration(deadline-start)); err != nil {
+		r.release()
+		r.release()
+		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.id, err)
+	}
+	_, err = s.charges.wait(ctx, r, deadline)
+	r.release()
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.id, err)
+	}
+	return nil
+}
+
+// check refuses misuse before any I/O. A nil context is one too.
+func (l *Limiter) check(ctx context.Context, key string, cost int64) error {
+	if ctx == nil {
+		return invalid("ctx", "nil", "must be a context; take context.Background()")
+	}
+	return l.checkEntry("key", "cost", key, cost)
+}
+
+func (l *Limiter) checkEntry(keyField, costField, key string, cost int64) error {
+	if key == "" {
+		return invalid(keyField, key, "must not be empty: callers without a name would share one quota")
+	}
+	if len(key) > MaxKeyBytes {
+		return invalid(keyField, fmt.Sprintf("(%d bytes)", len(key)), "must be at most %d bytes; hash longer ones yourself", MaxKeyBytes)
+	}
+	if cost < 1 {
+		return invalid(costField, cost, "must be at least 1; to look without taking use Peek")
+	}
+	if cost > l.rule.maxCost {
+		return invalid(costField, cost, "can never be admitted: limiter %q takes at most %d a call (%s)", l.name, l.rule.maxCost, l.limit)
+	}
+	return nil
+}
+
+// deadline is the latest instant, on the ring's clock, at which the caller must have an
+// answer: the end of the budget, or just before ctx's own deadline.
+func (l *Limiter) deadline(ctx context.Context, start int64) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, err
+	}
+	end := start + int64(l.budget)
+	if at, ok := ctx.Deadline(); ok {
+		const margin = time.Millisecond
+		left := time.Until(at)
+		if left <= 0 {
+			return 0, context.DeadlineExceeded
+		}
+		left -= min(margin, left/2)
+		end = min(end, start+int64(left))
+	}
+	return end, nil
+}
+
+// split is the instant at which the primary has had its time: when there is a replica, a
+// quarter of the budget is kept for it.
+func (s *shard) split(start, deadline int64) int64 {
+	if s.looks == nil {
+		return deadline
+	}
+	return deadline - (deadline-start)/4
+}
+
+// ask puts one question to the primary. The cause is set when the ladder must answer; an
+// error is the caller's own context.
+func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (Decision, Cause, error) {
+	if !s.breaker.closed.Load() {
+		return Decision{}, CauseBreaker, nil
+	}
+	r := newRequest(kind, l.rule, h, l.ring.space, cost)
+	if err := s.charges.send(r, time.Duration(deadline-l.ring.clock())); err != nil {
+		r.release()
+		r.release()
+		return Decision{}, causeOf(err), nil
+	}
+	return l.hear(ctx, s, r, deadline)
+}
+
+// hear waits for the answer to a request that was sent, and releases it.
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, err error) {
+	defer r.release()
+	if _, err = s.charges.wait(ctx, r, deadline); err != nil {
+		if ended := ctx.Err(); ended != nil && errors.Is(err, ended) {
+			return d, CauseNone, ended
+		}
+		return d, causeOf(err), nil
+	}
+	switch r.status {
+	case statusDecided:
+		d = l.rule.decide(r.state, r.granted > 0, r.cost)
+		d.Source, d.Shard = SourcePrimary, s.id
+		return d, CauseNone, nil
+	case statusWrongType:
+		s.metrics.wrongType()
+	}
+	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
+		"shard", s.id, "limiter", l.name, "status", r.status)
+	return d, CauseCorrupt, nil
+}
+
+func causeOf(err error) Cause {
+	switch {
+	case errors.Is(err, errOpen):
+		return CauseBreaker
+	case errors.Is(err, errBudget), errors.Is(err, errOverdue):
+		return CauseBudget
+	default:
+		return CauseError
+	}
+}
+
+// refuse counts entries of a call that gets an error.
+func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
+	o := outcomeError
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		o = outcomeCanceled
+	}
+	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
+}
+
+// AllowMany asks for many keys at once, in one round trip a shard. The decisions are in
+// the order of the requests; repeats of a key are decided in that order. It is not
+// atomic: some may be admitted and others denied. One invalid entry is an error, and
+// nothing is charged. Up to MaxMany entries; none is no error and no decisions.
+func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, error) {
+	start := l.ring.clock()
+	if err := l.checkMany(ctx, reqs); err != nil {
+		l.refuse(nil, err, max(1, len(reqs)), start)
+		return nil, err
+	}
+	if len(reqs) == 0 {
+		return nil, nil
+	}
+	if !l.ring.enter() {
+		l.refuse(nil, ErrClosed, len(reqs), start)
+		return nil, ErrClosed
+	}
+	defer l.ring.leave()
+	deadline, err := l.deadline(ctx, start)
+	if err != nil {
+		l.refuse(nil, err, len(reqs), start)
+		return nil, err
+	}
+	entries := l.sendMany(reqs, start, deadline)
+	out := make([]Decision, len(reqs))
+	var ended error
+	for i := range entries {
+		e := &entries[i]
+		if e.req == nil {
+			continue
+		}
+		d, cause, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
+		out[i], e.cause = d, cause
+		if err != nil {
+			ended = err
+		}
+	}
+	if ended != nil {
+		l.refuse(nil, ended, len(reqs), start)
+		return nil, ended
+	}
+	for i := range entries {
+		if e := &entries[i]; e.cause != CauseNone {
+			out[i] = e.shard.fallBack(ctx, l, e.hash, reqs[i].Cost, deadline, e.cause, true)
+		}
+	}
+	took := time.Duration(l.ring.clock() - start)
+	for i := range entries {
+		l.metrics.decided(entries[i].shard, &out[i], reqs[i].Cost, took)
+	}
+	return out, nil
+}
+
+func (l *Limiter) checkMany(ctx context.Context, reqs []Request) error {
+	if ctx == nil {
+		return invalid("ctx", "nil", "must be a context; take context.Background()")
+	}
+	if len(reqs) > MaxMany {
+		return invalid("reqs", len(reqs), "must be at most %d entries; split the call", MaxMany)
+	}
+	for i, r := range reqs {
+		if err := l.checkEntry("Key", "Cost", r.Key, r.Cost); err != nil {
+			var f *FieldError
+			if errors.As(err, &f) {
+				f.Field = fmt.Sprintf("reqs[%d].%s", i, f.Field)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// manyEntry is where one entry of an AllowMany stands.
+type manyEntry struct {
+	hash  keyHash
+	shard *shard
+	req   *request // nil when it was not sent
+	cause Cause
+}
+
+// sendMany queues the entries, those of a shard as one chain, which one operation after
+// another carries in order.
+func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
+	type chain struct {
+		head, tail *request
+	}
+	entries := make([]manyEntry, len(reqs))
+	chains := map[*shard]*chain{}
+	for i, q := range reqs {
+		e := &entries[i]
+		e.hash = l.keys.hash(q.Key)
+		e.shard = l.ring.owner(e.hash)
+		if !e.shard.breaker.closed.Load() {
+			e.cause = CauseBreaker
+			continue
+		}
+		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
+		if c := chains[e.shard]; c == nil {
+			chains[e.shard] = &chain{head: e.req, tail: e.req}
+		} else {
+			c.tail.next, c.tail = e.req, e.req
+		}
+	}
+	for s, c := range chains {
+		err := s.charges.send(c.head, time.Duration(s.split(start, deadline)-start))
+		if err == nil {
+			continue
+		}
+		for i := range entries {
+			if e := &entries[i]; e.shard == s && e.req != nil {
+				e.req.next = nil
+				e.req.release()
+				e.req.release()
+				e.req, e.cause = nil, causeOf(err)
+			}
+		}
+	}
+	return entries
+}

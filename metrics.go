@@ -1,0 +1,502 @@
+package ringfence
+
+import (
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Every metric is named in this file, and nowhere else. All label sets that a ring can
+// produce exist from the start, because rate() does not see a counter's first step. A
+// caller's key is never a label.
+
+const namespace = "ratelimiter"
+
+// outcome is the value of the label "outcome".
+type outcome uint8
+
+const (
+	outcomeAllowed outcome = iota
+	outcomeDenied
+	outcomeError
+	outcomeCanceled
+	outcomes
+)
+
+var outcomeNames = [outcomes]string{"allowed", "denied", "error", "canceled"}
+
+// fallbackMode is the value of the label "mode": which rung of the ladder answered.
+type fallbackMode uint8
+
+const (
+	modeReplica fallbackMode = iota // a replica was asked just then
+	modeShare                       // a share that was dealt out before
+	modeOpen
+	modeClosed
+	modeLocal
+	fallbackModes
+)
+
+var fallbackModeNames = [fallbackModes]string{"replica", "share", "open", "closed", "local"}
+
+// The SLOs. sloObjective is the part of events that must be good.
+const (
+	sloAvailability = "redis_availability"
+	sloLatency      = "decision_latency"
+	sloObjective    = 0.999
+)
+
+// latencyBuckets are fine around what Redis needs and coarse where only the order of
+// magnitude matters; SLO rules read 0.0002, 0.0005, 0.001 and 0.005.
+var latencyBuckets = []float64{
+	50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 750e-6,
+	1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5,
+}
+
+// metrics are the metrics of one ring, and its collector. A nil *metrics keeps none.
+type metrics struct {
+	ring   *Ring // for what is read at scrape time; set before registration
+	labels prometheus.Labels
+	static []prometheus.Collector
+	descs  map[string]*prometheus.Desc
+
+	decisions     *prometheus.CounterVec
+	latency       *prometheus.HistogramVec
+	commands      *prometheus.HistogramVec
+	redisErrors   *prometheus.CounterVec
+	transitions   *prometheus.CounterVec
+	rejections    *prometheus.CounterVec
+	probes        *prometheus.CounterVec
+	fallbacks     *prometheus.CounterVec
+	unknown       *prometheus.CounterVec
+	requested     *prometheus.CounterVec
+	granted       *prometheus.CounterVec
+	nearLimit     *prometheus.CounterVec
+	capacity      *prometheus.GaugeVec
+	window        *prometheus.GaugeVec
+	batches       *prometheus.HistogramVec
+	scriptLoads   *prometheus.CounterVec
+	sloEvents     *prometheus.CounterVec
+	sloBad        *prometheus.CounterVec
+	latencyLimit  time.Duration
+	availability  [2]prometheus.Counter // events, bad
+	latencyEvents [2]prometheus.Counter
+	misuseLatency [outcomes]prometheus.Observer
+}
+
+// metricHelp is the list of names: what each counts.
+var metricHelp = map[string]string{
+	"decisions_total":                "Decisions by limit, outcome and who answered.",
+	"request_latency_seconds":        "How long callers waited for a decision; shard_id is empty when no shard was concerned.",
+	"redis_command_duration_seconds": "How long one script call to a shard took, whether or not its callers had waited.",
+	"redis_errors_total":             "Operations that failed, by kind of error.",
+	"circuit_state":                  "State of the circuit breaker: 0 closed, 1 open, 2 half-open.",
+	"circuit_transitions_total":      "Changes of the circuit breaker's state.",
+	"circuit_rejections_total":       "Decisions that the circuit breaker kept from the shard.",
+	"circuit_probes_total":           "Probes of a shard whose circuit breaker was open.",
+	"fallback_decisions_total":       "Decisions the primary did not make, by who made them and why.",
+	"unknown_charges_total":          "Units of calls whose charge may or may not have been made.",
+	"tokens_requested_total":         "Units asked for.",
+	"tokens_granted_total":           "Units admitted.",
+	"near_limit_total":               "Decisions of the primary after which at most 20 % of the limit was left.",
+	"limit_capacity":                 "Most units a key can have left.",
+	"limit_window_seconds":           "Window of the limit; for a token bucket the time to fill.",
+	"batch_entries":                  "Calls carried by one operation.",
+	"inflight_operations":            "Operations under way.",
+	"queue_entries":                  "Calls waiting for an operation.",
+	"local_keys":                     "Keys counted in this process's own memory.",
+	"redis_pool_connections":         "Connections by role of the server and state.",
+	"redis_pool_timeouts_total":      "Times no connection was free in time.",
+	"redis_pool_wait_seconds_total":  "Time spent waiting for a connection.",
+	"script_loads_total":             "Times a server had to be given a script.",
+	"shard_up":                       "1 if the shard's primary answered when last asked.",
+	"shard_split_brain":              "1 if two servers of the shard say they are the primary and it is undecidable which is.",
+	"redis_clock_offset_seconds":     "The primary's clock less this process's, half a round trip taken off.",
+	"replica_lag_seconds":            "Longest time since a replica heard of its primary.",
+	"ring_shards":                    "Shards by the state of their circuit breaker.",
+	"ring_key_share_ratio":           "Part of the keys that the shard owns.",
+	"config_mismatch":                "1 if another process uses another HashKey or ring.",
+	"slo_events_total":               "Events of the SLO.",
+	"error_budget_consumed_total":    "Bad events of the SLO.",
+	"slo_objective_ratio":            "Part of the SLO's events that must be good.",
+	"build_info":                     "Always 1; what was built.",
+}
+
+// liveMetrics are read when scraped: name and labels.
+var liveMetrics = map[string][]string{
+	"circuit_state":                 {"shard_id"},
+	"inflight_operations":           {"shard_id"},
+	"queue_entries":                 {"shard_id"},
+	"local_keys":                    {},
+	"redis_pool_connections":        {"shard_id", "role", "state"},
+	"redis_pool_timeouts_total":     {"shard_id", "role"},
+	"redis_pool_wait_seconds_total": {"shard_id", "role"},
+	"shard_up":                      {"shard_id"},
+	"shard_split_brain":             {"shard_id"},
+	"redis_clock_offset_seconds":    {"shard_id"},
+	"replica_lag_seconds":           {"shard_id"},
+	"ring_shards":                   {"state"},
+	"ring_key_share_ratio":          {"shard_id"},
+	"config_mismatch":               {"shard_id"},
+	"slo_objective_ratio":           {"slo_name"},
+	"build_info":                    {"version", "revision", "goversion"},
+}
+
+func newMetrics(c Config) *metrics {
+	if c.Registerer == nil {
+		return nil
+	}
+	m := &metrics{descs: map[string]*prometheus.Desc{}, latencyLimit: c.LatencyObjective}
+	if c.Name != "" {
+		m.labels = prometheus.Labels{"ring": c.Name}
+	}
+	m.decisions = m.counter("decisions_total", "limit", "outcome", "source")
+	m.latency = m.histogram("request_latency_seconds", latencyBuckets, "shard_id", "outcome")
+	m.commands = m.histogram("redis_command_duration_seconds", latencyBuckets, "shard_id", "command")
+	m.redisErrors = m.counter("redis_errors_total", "shard_id", "error_type")
+	m.transitions = m.counter("circuit_transitions_total", "shard_id", "from", "to")
+	m.rejections = m.counter("circuit_rejections_total", "shard_id")
+	m.probes = m.counter("circuit_probes_total", "shard_id", "result")
+	m.fallbacks = m.counter("fallback_decisions_total", "shard_id", "mode", "reason")
+	m.unknown = m.counter("unknown_charges_total", "shard_id")
+	m.requested = m.counter("tokens_requested_total", "limit")
+	m.granted = m.counter("tokens_granted_total", "limit")
+	m.nearLimit = m.counter("near_limit_total", "limit")
+	m.capacity = m.gauge("limit_capacity", "limit")
+	m.window = m.gauge("limit_window_seconds", "limit")
+	m.batches = m.histogram("batch_entries", []float64{1, 2, 4, 8, 16, 32, 64, 128, 256}, "shard_id")
+	m.scriptLoads = m.counter("script_loads_total", "shard_id")
+	m.sloEvents = m.counter("slo_events_total", "slo_name")
+	m.sloBad = m.counter("error_budget_consumed_total", "slo_name")
+	for name, labels := range liveMetrics {
+		m.descs[name] = prometheus.NewDesc(namespace+"_"+name, metricHelp[name], labels, m.labels)
+	}
+	m.availability = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloAvailability), m.sloBad.WithLabelValues(sloAvailability)}
+	m.latencyEvents = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloLatency), m.sloBad.WithLabelValues(sloLatency)}
+	for o := range outcomes {
+		m.misuseLatency[o] = m.latency.WithLabelValues("", outcomeNames[o])
+	}
+	return m
+}
+
+func (m *metrics) counter(name string, labels ...string) *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels}, labels)
+	m.static = append(m.static, v)
+	return v
+}
+
+func (m *metrics) gauge(name string, labels ...string) *prometheus.GaugeVec {
+	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels}, labels)
+	m.static = append(m.static, v)
+	return v
+}
+
+func (m *metrics) histogram(name string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels, Buckets: buckets,
+		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
+	}, labels)
+	m.static = append(m.static, v)
+	return v
+}
+
+// register puts the ring's metrics on its Registerer, all or none.
+func (m *metrics) register(r prometheus.Registerer) error {
+	err := r.Register(m)
+	var taken prometheus.AlreadyRegisteredError
+	if errors.As(err, &taken) {
+		return invalid("Config.Name", m.labels["ring"], "another ring with this name has its metrics on the same Registerer; give each ring a Name of its own")
+	}
+	if err != nil {
+		return fmt.Errorf("ringfence: Config.Registerer refused the metrics (two rings on one Registerer need a Config.Name each): %w", err)
+	}
+	return nil
+}
+
+// Describe implements prometheus.Collector.
+func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.static {
+		c.Describe(ch)
+	}
+	for _, d := range m.descs {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (m *metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.static {
+		c.Collect(ch)
+	}
+	emit := func(name string, kind prometheus.ValueType, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(m.descs[name], kind, v, labels...)
+	}
+	gauge := func(name string, v float64, labels ...string) { emit(name, prometheus.GaugeValue, v, labels...) }
+	var states [3]int
+	for i, s := range m.ring.shards {
+		state := s.breaker.stats().State
+		states[state]++
+		gauge("circuit_state", float64(state), s.id)
+		gauge("inflight_operations", float64(s.inFlight()), s.id)
+		gauge("queue_entries", float64(len(s.charges.queue)), s.id)
+		gauge("ring_key_share_ratio", m.ring.table.share(i), s.id)
+		s.mu.Lock()
+		up, split, offset, lag, mismatch := s.up, s.splitView, s.offset, s.lag, s.mismatch
+		s.mu.Unlock()
+		gauge("shard_up", number(up), s.id)
+		gauge("shard_split_brain", number(split), s.id)
+		gauge("redis_clock_offset_seconds", offset.Seconds(), s.id)
+		gauge("replica_lag_seconds", lag.Seconds(), s.id)
+		gauge("config_mismatch", number(mismatch), s.id)
+		m.collectPools(s, emit)
+	}
+	for state, n := range states {
+		gauge("ring_shards", float64(n), BreakerState(state).String())
+	}
+	gauge("local_keys", float64(m.ring.local.len()))
+	gauge("slo_objective_ratio", sloObjective, sloAvailability)
+	gauge("slo_objective_ratio", sloObjective, sloLatency)
+	version, revision := buildVersion()
+	gauge("build_info", 1, version, revision, runtime.Version())
+}
+
+func (m *metrics) collectPools(s *shard, emit func(name string, kind prometheus.ValueType, v float64, labels ...string)) {
+	var idle, used, timeouts, waited [2]float64
+	roles := [2]string{"primary", "replica"}
+	primary := int(s.primary.Load())
+	for i, n := range s.nodes {
+		role := 1
+		if i == primary {
+			role = 0
+		}
+		p := n.pool()
+		idle[role] += float64(p.IdleConns)
+		used[role] += float64(p.TotalConns) - float64(p.IdleConns)
+		timeouts[role] += float64(p.Timeouts)
+		waited[role] += float64(p.WaitDurationNs) / 1e9
+	}
+	for role, name := range roles {
+		emit("redis_pool_connections", prometheus.GaugeValue, idle[role], s.id, name, "idle")
+		emit("redis_pool_connections", prometheus.GaugeValue, max(0, used[role]), s.id, name, "used")
+		emit("redis_pool_timeouts_total", prometheus.CounterValue, timeouts[role], s.id, name)
+		emit("redis_pool_wait_seconds_total", prometheus.CounterValue, waited[role], s.id, name)
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// buildVersion is the version of this module and the revision of the main one.
+func buildVersion() (version, revision string) {
+	version, revision = "unknown", "unknown"
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return version, revision
+	}
+	const module = "github.com/ringfence/ringfence"
+	if info.Main.Path == module {
+		version = info.Main.Version
+	}
+	for _, d := range info.Deps {
+		if d.Path == module {
+			version = d.Version
+		}
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			revision = s.Value
+		}
+	}
+	return version, revision
+}
+
+// shardMetrics are the metrics of one shard, bound to its label. A nil one keeps none.
+type shardMetrics struct {
+	latency     [outcomes]prometheus.Observer
+	commands    [2]prometheus.Observer // charge, look
+	errors      map[*errorType]prometheus.Counter
+	transitions [3][3]prometheus.Counter
+	rejections  prometheus.Counter
+	probes      [2]prometheus.Counter // ok, failed
+	fallbacks   [fallbackModes][CauseCorrupt + 1]prometheus.Counter
+	unknown     prometheus.Counter
+	batches     prometheus.Observer
+	loads       prometheus.Counter
+}
+
+func (m *metrics) forShard(id string) *shardMetrics {
+	if m == nil {
+		return nil
+	}
+	s := &shardMetrics{
+		commands:   [2]prometheus.Observer{m.commands.WithLabelValues(id, "charge"), m.commands.WithLabelValues(id, "look")},
+		errors:     map[*errorType]prometheus.Counter{},
+		rejections: m.rejections.WithLabelValues(id),
+		probes:     [2]prometheus.Counter{m.probes.WithLabelValues(id, "ok"), m.probes.WithLabelValues(id, "failed")},
+		unknown:    m.unknown.WithLabelValues(id),
+		batches:    m.batches.WithLabelValues(id),
+		loads:      m.scriptLoads.WithLabelValues(id),
+	}
+	for o := range outcomes {
+		s.latency[o] = m.latency.WithLabelValues(id, outcomeNames[o])
+	}
+	for _, t := range append([]*errorType{typeBroken}, errorTypes...) {
+		s.errors[t] = m.redisErrors.WithLabelValues(id, t.name)
+	}
+	for from := BreakerClosed; from <= BreakerHalfOpen; from++ {
+		for to := BreakerClosed; to <= BreakerHalfOpen; to++ {
+			if from != to {
+				s.transitions[from][to] = m.transitions.WithLabelValues(id, from.String(), to.String())
+			}
+		}
+	}
+	for mode := range fallbackModes {
+		for cause := CauseBreaker; cause <= CauseCorrupt; cause++ {
+			s.fallbacks[mode][cause] = m.fallbacks.WithLabelValues(id, fallbackModeNames[mode], cause.String())
+		}
+	}
+	return s
+}
+
+func (s *shardMetrics) operation(kind opKind, entries int, took time.Duration, err error) {
+	if s == nil {
+		return
+	}
+	switch kind {
+	case opCharge:
+		s.commands[0].Observe(took.Seconds())
+		s.batches.Observe(float64(entries))
+	case opLook:
+		s.commands[1].Observe(took.Seconds())
+	}
+	if err != nil {
+		s.errors[classify(err)].Inc()
+	}
+}
+
+func (s *shardMetrics) wrongType() {
+	if s != nil {
+		s.errors[typeWrongType].Inc()
+	}
+}
+
+func (s *shardMetrics) scriptLoaded() {
+	if s != nil {
+		s.loads.Inc()
+	}
+}
+
+func (s *shardMetrics) unknownCharge(units int64) {
+	if s != nil {
+		s.unknown.Add(float64(units))
+	}
+}
+
+func (s *shardMetrics) transition(from, to BreakerState) {
+	if s != nil {
+		s.transitions[from][to].Inc()
+	}
+}
+
+func (s *shardMetrics) probed(ok bool) {
+	switch {
+	case s == nil:
+	case ok:
+		s.probes[0].Inc()
+	default:
+		s.probes[1].Inc()
+	}
+}
+
+func (s *shardMetrics) fellBack(mode fallbackMode, cause Cause) {
+	if s == nil {
+		return
+	}
+	s.fallbacks[mode][cause].Inc()
+	if cause == CauseBreaker {
+		s.rejections.Inc()
+	}
+}
+
+// limiterMetrics are the metrics of one limiter, bound to its label. A nil one keeps
+// none.
+type limiterMetrics struct {
+	m         *metrics
+	decisions [outcomes][SourcePolicy + 1]prometheus.Counter
+	requested prometheus.Counter
+	granted   prometheus.Counter
+	nearLimit prometheus.Counter
+}
+
+func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
+	if m == nil {
+		return nil
+	}
+	l := &limiterMetrics{
+		m:         m,
+		requested: m.requested.WithLabelValues(name),
+		granted:   m.granted.WithLabelValues(name),
+		nearLimit: m.nearLimit.WithLabelValues(name),
+	}
+	for source := SourcePrimary; source <= SourcePolicy; source++ {
+		for _, o := range []outcome{outcomeAllowed, outcomeDenied} {
+			l.decisions[o][source] = m.decisions.WithLabelValues(name, outcomeNames[o], source.String())
+		}
+	}
+	for _, o := range []outcome{outcomeError, outcomeCanceled} {
+		l.decisions[o][SourceNone] = m.decisions.WithLabelValues(name, outcomeNames[o], SourceNone.String())
+	}
+	m.capacity.WithLabelValues(name).Set(float64(r.capacity))
+	m.window.WithLabelValues(name).Set((time.Duration(r.window) * time.Microsecond).Seconds())
+	return l
+}
+
+// decided counts one entry of a call that was answered.
+func (l *limiterMetrics) decided(s *shard, d *Decision, cost int64, took time.Duration) {
+	if l == nil {
+		return
+	}
+	o := outcomeDenied
+	if d.Allowed {
+		o = outcomeAllowed
+		l.granted.Add(float64(cost))
+	}
+	l.requested.Add(float64(cost))
+	l.decisions[o][d.Source].Inc()
+	s.metrics.latency[o].Observe(took.Seconds())
+	l.m.availability[0].Inc()
+	if d.Source != SourcePrimary {
+		l.m.availability[1].Inc()
+	} else if d.Remaining*5 <= d.Limit {
+		l.nearLimit.Inc()
+	}
+	l.m.latencyEvents[0].Inc()
+	if took > l.m.latencyLimit {
+		l.m.latencyEvents[1].Inc()
+	}
+}
+
+// ended counts entries of a call that got no decision.
+func (l *limiterMetrics) ended(s *shard, o outcome, entries int, took time.Duration) {
+	if l == nil {
+		return
+	}
+	l.decisions[o][SourceNone].Add(float64(entries))
+	latency := l.m.misuseLatency[o]
+	if s != nil {
+		latency = s.metrics.latency[o]
+	}
+	for range entries {
+		latency.Observe(took.Seconds())
+	}
+}

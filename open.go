@@ -1,0 +1,288 @@
+package ringfence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// checkupEvery is how often each shard's servers are asked how they are.
+const checkupEvery = 5 * time.Second
+
+// Ring is a set of Redis shards over which keys are spread by consistent hashing, and the
+// limiters that live on it. All methods may be called from many goroutines.
+//
+// The type of the same name in go-redis does the opposite when a shard fails: it moves
+// the shard's keys to others. Here a fault never moves a key.
+type Ring struct {
+	config      Config
+	table       *hashRing
+	shards      []*shard
+	byID        map[string]*shard
+	space       keySpace
+	hashKey     [16]byte
+	instance    keyer
+	fingerprint string
+	metrics     *metrics
+	log         *events
+	local       *localTable
+	began       time.Time
+
+	ctx    context.Context // ends at Close
+	cancel context.CancelFunc
+	calls  callGate
+
+	mu       sync.Mutex // guards limiters
+	limiters map[string]*Limiter
+}
+
+// callGate counts calls under way, so that Close can wait for them. Closing moves the
+// count below zero for good.
+type callGate struct {
+	count atomic.Int64
+	idle  chan struct{} // closed when the last call has left a closed gate
+	once  sync.Once
+}
+
+const gateClosed = math.MinInt64 / 2
+
+// enter counts a call in, unless the gate is closed.
+func (g *callGate) enter() bool {
+	if g.count.Add(1) < 0 {
+		g.leave()
+		return false
+	}
+	return true
+}
+
+func (g *callGate) leave() {
+	if g.count.Add(-1) == gateClosed {
+		g.once.Do(func() { close(g.idle) })
+	}
+}
+
+func (g *callGate) closed() bool { return g.count.Load() < 0 }
+
+// close closes the gate and says whether it was open.
+func (g *callGate) close() bool {
+	for {
+		n := g.count.Load()
+		if n < 0 {
+			return false
+		}
+		if g.count.CompareAndSwap(n, n+gateClosed) {
+			if n == 0 {
+				g.once.Do(func() { close(g.idle) })
+			}
+			return true
+		}
+	}
+}
+
+// Open checks the configuration and the shards, all shards at once, and returns the ring.
+// Shards that cannot be reached or are too old are logged; with Config.Strict they are an
+// error that matches ErrUnreachable, and no ring is returned. Checking takes at most
+// twice Config.OperationTimeout. ctx bounds Open alone, not the ring.
+func Open(ctx context.Context, c Config) (*Ring, error) {
+	if ctx == nil {
+		return nil, invalid("ctx", "nil", "must be a context; take context.Background()")
+	}
+	c, err := c.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Rand == nil {
+		c.Rand = rand.Uint64
+	}
+	r := &Ring{
+		config: c, space: newKeySpace(c.Prefix), byID: map[string]*shard{},
+		local: newLocalTable(c.MaxLocalKeys), limiters: map[string]*Limiter{},
+		log: newEvents(c.Logger, c.Now), began: c.Now(), hashKey: publishedHashKey,
+		calls: callGate{idle: make(chan struct{})},
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	if err := r.build(); err != nil {
+		r.cancel()
+		return nil, errors.Join(err, r.closeShards())
+	}
+	down := r.checkShards(ctx, true)
+	if down != nil && c.Strict {
+		return nil, errors.Join(fmt.Errorf("%w: %w", ErrUnreachable, down), r.Close())
+	}
+	go r.keepUp()
+	return r, nil
+}
+
+func (r *Ring) build() error {
+	c := r.config
+	if len(c.HashKey) > 0 {
+		copy(r.hashKey[:], c.HashKey)
+	} else {
+		r.log.warn("", "hashkey", "Config.HashKey is not set: whoever chooses keys can aim them at one shard; set 16 secret random bytes, the same in every process")
+	}
+	if c.InstanceID == "" {
+		c.InstanceID = fmt.Sprintf("%016x%016x", c.Rand(), c.Rand())
+	}
+	r.instance = newKeyer(r.hashKey, "instance", c.InstanceID)
+	members := make([]ringMember, len(c.Shards))
+	for i, s := range c.Shards {
+		members[i] = ringMember{id: s.ID, weight: s.Weight}
+	}
+	var err error
+	if r.table, err = buildRing(members); err != nil {
+		return err
+	}
+	print := newKeyer(r.hashKey, "fingerprint", fmt.Sprintf("%016x", r.table.fingerprint())).hash(storageVersion)
+	r.fingerprint = fmt.Sprintf("%016x%016x", print.hi, print.lo)
+	r.metrics = newMetrics(c)
+	for _, sc := range c.Shards {
+		s, err := newShard(r, sc)
+		if err != nil {
+			return err
+		}
+		r.shards = append(r.shards, s)
+		r.byID[s.id] = s
+	}
+	if r.metrics != nil {
+		r.metrics.ring = r
+		return r.metrics.register(c.Registerer)
+	}
+	return nil
+}
+
+// checkShards asks all shards whose breaker is closed how they are.
+func (r *Ring) checkShards(ctx context.Context, first bool) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*r.config.OperationTimeout)
+	defer cancel()
+	errs := make([]error, len(r.shards))
+	var wg sync.WaitGroup
+	for i, s := range r.shards {
+		if !first && !s.breaker.closed.Load() {
+			continue
+		}
+		wg.Go(func() {
+			if err := s.checkup(ctx, first); err != nil {
+				errs[i] = fmt.Errorf("shard %s: %w", s.id, err)
+				s.ring.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// keepUp asks the shards every few seconds until Close.
+func (r *Ring) keepUp() {
+	if !r.enter() {
+		return
+	}
+	defer r.leave()
+	tick := time.NewTicker(checkupEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-r.ctx.Done():
+			return
+		case <-tick.C:
+			// Whoever does not answer has been logged.
+			_ = r.checkShards(r.ctx, false)
+		}
+	}
+}
+
+// clock is ns since Open, monotonic.
+func (r *Ring) clock() int64 { return int64(r.config.Now().Sub(r.began)) }
+
+func (r *Ring) owner(h keyHash) *shard { return r.shards[r.table.owner(h.hi)] }
+
+// Limiter returns the limiter of this name, making it if need be. The name, [a-z0-9_.-]
+// and at most 64 characters, is a metric label and part of the hash of every key; all
+// processes must use the same name for the same limit. Asking again with the same limit
+// and options gives the same limiter; with another limit it is an error. At most
+// MaxLimiters a ring.
+func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limiter, error) {
+	if !namePattern.MatchString(name) {
+		return nil, invalid("name", name, "must be 1 to 64 of [a-z0-9_.-]: it is a metric label")
+	}
+	if limit == nil {
+		return nil, invalid("limit", "nil", "must be a TokenBucket or a SlidingLog")
+	}
+	compiled, err := limit.compile()
+	if err != nil {
+		return nil, fmt.Errorf("limiter %q: %w", name, err)
+	}
+	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget}
+	for _, opt := range opts {
+		if opt == nil {
+			return nil, invalid("opts", "nil", "must be options such as WithPolicy")
+		}
+		if err := opt(&o); err != nil {
+			return nil, fmt.Errorf("limiter %q: %w", name, err)
+		}
+	}
+	if o.budget > r.config.OperationTimeout {
+		return nil, invalid("WithBudget", o.budget, "must be at most Config.OperationTimeout (%s)", r.config.OperationTimeout)
+	}
+	if r.calls.closed() {
+		return nil, ErrClosed
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if l := r.limiters[name]; l != nil {
+		if l.limit != limit || l.policy != o.policy || l.budget != o.budget {
+			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s; give this one another name", l.limit, l.policy, l.budget)
+		}
+		return l, nil
+	}
+	if len(r.limiters) >= MaxLimiters {
+		return nil, invalid("name", name, "would be limiter %d of at most %d; limit per key, not per limiter", len(r.limiters)+1, MaxLimiters)
+	}
+	l := &Limiter{
+		ring: r, name: name, limit: limit, rule: compiled,
+		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
+		policy: o.policy, budget: o.budget,
+		metrics: r.metrics.forLimiter(name, compiled),
+	}
+	r.limiters[name] = l
+	return l, nil
+}
+
+// enter counts a call in, unless the ring is closed.
+func (r *Ring) enter() bool { return r.calls.enter() }
+
+func (r *Ring) leave() { r.calls.leave() }
+
+// Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
+// answered, operations in flight have a second to end, and connections that ringfence
+// opened are closed. Clients given to it stay open. Metrics are unregistered. Calling it
+// again does nothing.
+func (r *Ring) Close() error {
+	if !r.calls.close() {
+		return nil
+	}
+	r.cancel()
+	<-r.calls.idle
+	err := r.closeShards()
+	if r.metrics != nil {
+		r.config.Registerer.Unregister(r.metrics)
+	}
+	return err
+}
+
+func (r *Ring) closeShards() error {
+	errs := make([]error, len(r.shards))
+	var wg sync.WaitGroup
+	for i, s := range r.shards {
+		wg.Go(func() { errs[i] = s.close() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,151 @@
+package ringfence
+
+import (
+	"crypto/sha1" // Redis names scripts by their SHA-1.
+	_ "embed"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+//go:embed scripts/token_bucket.lua
+var tokenBucketLua string
+
+//go:embed scripts/sliding_log.lua
+var slidingLogLua string
+
+//go:embed scripts/frame.lua
+var frameLua string
+
+// The arguments of the scripts; scripts/frame.lua is the description.
+const (
+	limitArgs    = 8 // values a limit has in the table
+	entryArgs    = 4 // values an entry has
+	replyHead    = 1 // the server's now
+	replyEntries = 5 // values an entry has in the reply
+)
+
+// script is one assembled script.
+type script struct{ text, sha string }
+
+// scripts are the two scripts of a ring in the form one kind of server understands.
+type scripts struct{ charge, look script }
+
+var (
+	// redisScripts carry the line that lets Redis 7 and later check memory, role and
+	// replicas before the first line runs.
+	redisScripts = scripts{
+		charge: assemble("#!lua\n", "charge"),
+		look:   assemble("#!lua flags=no-writes\n", "look"),
+	}
+	// plainScripts are for servers that do not know that line: the embedded one.
+	plainScripts = scripts{charge: assemble("", "charge"), look: assemble("", "look")}
+)
+
+// assemble takes, of each file, the part before "--@look" and the part that belongs to
+// the script asked for, without the comments: Redis keeps the text.
+func assemble(head, part string) script {
+	var b strings.Builder
+	b.WriteString(head)
+	for _, file := range []string{tokenBucketLua, slidingLogLua, frameLua} {
+		common, rest, ok := strings.Cut(file, "--@look\n")
+		if !ok {
+			panic("ringfence: a script has no look part")
+		}
+		look, charge, ok := strings.Cut(rest, "--@charge\n")
+		if !ok {
+			panic("ringfence: a script has no charge part")
+		}
+		own := look
+		if part == "charge" {
+			own = charge
+		}
+		for line := range strings.Lines(common + own) {
+			if code := strings.TrimSpace(line); code != "" && !strings.HasPrefix(code, "--") {
+				b.WriteString(line)
+			}
+		}
+	}
+	sum := sha1.Sum([]byte(b.String()))
+	return script{text: b.String(), sha: hex.EncodeToString(sum[:])}
+}
+
+// The statuses of a reply entry.
+const (
+	statusDecided   = 0
+	statusWrongType = 1
+	statusCorrupt   = 2
+	statusRefused   = 3
+)
+
+// smallNumbers are the numbers most calls carry, boxed once.
+var smallNumbers = func() (n [1024]any) {
+	for i := range n {
+		n[i] = strconv.Itoa(i)
+	}
+	return n
+}()
+
+func numberArg(v int64) any {
+	if v >= 0 && v < int64(len(smallNumbers)) {
+		return smallNumbers[v]
+	}
+	return strconv.FormatInt(v, 10)
+}
+
+// appendArgs appends KEYS and ARGV of one script call, the number of keys first. limits
+// is scratch space for the table of limits.
+func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
+	args = append(args, numberArg(int64(len(reqs))))
+	for _, r := range reqs {
+		args = append(args, r)
+		r.limit = -1
+		for i, l := range limits {
+			if l == r.rule {
+				r.limit = i
+				break
+			}
+		}
+		if r.limit < 0 {
+			r.limit = len(limits)
+			limits = append(limits, r.rule)
+		}
+	}
+	args = append(args, numberArg(int64(len(limits))))
+	for _, l := range limits {
+		args = append(args, l.args[:]...)
+	}
+	for _, r := range reqs {
+		args = append(args, numberArg(int64(r.limit+1)), numberArg(r.cost), smallNumbers[1], smallNumbers[0])
+	}
+	return args, limits
+}
+
+var errProtocol = errors.New("ringfence: the reply is not one of these scripts'")
+
+// decodeReply puts the entries of a reply into the requests. It checks everything: a
+// reply that is not whole fails the lot, rather than admitting anybody by accident.
+func decodeReply(reply []int64, reqs []*request) error {
+	if want := replyHead + replyEntries*len(reqs); len(reply) != want {
+		return fmt.Errorf("%w: %d values, want %d", errProtocol, len(reply), want)
+	}
+	for i, v := range reply {
+		if v < 0 {
+			return fmt.Errorf("%w: value %d is %d", errProtocol, i, v)
+		}
+	}
+	now := reply[0]
+	for i, r := range reqs {
+		e := reply[replyHead+i*replyEntries:]
+		if e[0] > statusRefused || e[1] > 1 {
+			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
+		}
+		r.now = now
+		r.status = int(e[0])
+		r.granted = e[1]
+		r.state = state{e[2], e[3], e[4]}
+	}
+	return nil
+}

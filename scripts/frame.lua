@@ -1,0 +1,72 @@
+-- frame.lua: one call, many entries. Every file has a part for both scripts, one for
+-- the look script (from "--@look") and one for the charge script (from "--@charge").
+-- Go puts together a script from token_bucket.lua, sliding_log.lua and this file, in
+-- this order, taking of each the common part and the script's own
+--
+-- and, for a Redis server, a first line: "#!lua" for charge (so that Redis checks
+-- out-of-memory, read-only and missing replicas before the first line runs) and
+-- "#!lua flags=no-writes" for look (so that a replica runs it). The embedded
+-- server does not know such a line and gets none.
+--
+-- KEYS[i]   the key of entry i. Every key stands alone: no two need to share a slot.
+--
+-- ARGV[1]   m, the number of limits in the table that follows
+-- ARGV[2 .. 1 + 8m]   the limits, 8 values each, the first saying which algorithm:
+--   1 token bucket   1, n, pq, pr, bq, br, burst, unit        see token_bucket.lua
+--   2 sliding log    2, limit, window us, 0, 0, 0, 0, 0       see sliding_log.lua
+-- ARGV[2 + 8m ..]   the entries, 4 values each, in the order of KEYS:
+--   limit   which limit of the table, from 1
+--   cost    units each caller asks for, 1 to the limit's highest cost
+--   count   how many callers ask for it, first come first served; at least 1
+--   debit   what was admitted elsewhere while this server was away, taken without
+--           asking: "0", or units (token bucket), or "units@age us,..." (sliding log)
+--
+-- Every number is an integer below 2^53: those are exact in Lua. They are written
+-- out with %.0f, because tostring keeps 14 digits on Redis.
+--
+-- Reply: {now us, then for each entry status, granted, a, b, c}
+--   status   0 decided; 1 the key holds another type; 2 its value was not written by
+--            this script; 3 Redis refused the read. Unless 0, nothing was written and
+--            the rest is 0. One bad key spoils no other entry.
+--   granted  how many of count were admitted (look: would be)
+--   a, b, c  the state after that (look: as it is), by algorithm; see the two files
+--
+-- Time is this server's own, read once: KEYS are decided as of one instant.
+
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
+
+local limits = {}
+local at = 2
+for j = 1, tonumber(ARGV[1]) do
+  local limit = { ARGV[at] }
+  for k = 1, 6 do
+    limit[k + 1] = tonumber(ARGV[at + k])
+  end
+  limit[8] = ARGV[at + 7]
+  limits[j] = limit
+  at = at + 8
+end
+
+local function run(algorithms)
+  local reply = { now }
+  local out = 1
+  for i = 1, #KEYS do
+    local limit = limits[tonumber(ARGV[at])]
+    local status, granted, a, b, c =
+      algorithms[limit[1]](KEYS[i], limit, now, tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3])
+    at = at + 4
+    reply[out + 1] = status
+    reply[out + 2] = granted or 0
+    reply[out + 3] = a or 0
+    reply[out + 4] = b or 0
+    reply[out + 5] = c or 0
+    out = out + 5
+  end
+  return reply
+end
+
+--@look
+return run({ ['1'] = bucket_look, ['2'] = log_look })
+--@charge
+return run({ ['1'] = bucket_charge, ['2'] = log_charge })

@@ -1,0 +1,163 @@
+-- sliding_log.lua: exact sliding log on a ZSET, one member a unit.
+--
+-- Limit: limit (units in any window), window us.
+-- State: the score of a member is the instant it was admitted, in us; it counts while
+--   score + window > now, so a call exactly one window later finds it gone. Its name
+--   is its place in the order of arrival: one character for the number of digits
+--   ('0' + digits), then the digits. So names are unique, byte order is the order of
+--   arrival at equal scores (9 before 10), and Redis stores most of them as integers.
+--   A member whose digits are followed by "~off" was written after this server's
+--   clock had stepped back by more than a window: the key's clock is off us ahead,
+--   and its scores go on rising. The newest member always has the highest number
+--   and the offset in force. TTL: one window, plus slack.
+-- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
+--   b = us until a call of this cost fits, 0 if it does now or never will;
+--   c = us until the window is empty.
+--
+-- A clock that steps back by at most a window stands still for the key until it has
+-- caught up; by more, the key's clock goes on from where it was (see "~off").
+-- Old members go on the way of an admitted call: at most 256, or twice what the call
+-- adds if that is more, so that neither Redis is held nor a heap can grow.
+
+-- The name of member number seq.
+local function log_name(seq, suffix)
+  local digits = string.format('%.0f', seq)
+  return string.char(48 + #digits) .. digits .. suffix
+end
+
+-- Reads a log. Returns status, t (now by the key's clock), gap (us by which that
+-- clock stands still ahead of real time), card, expired, seq and suffix of the newest
+-- member, its score, and its name where the clock must be anchored anew.
+local function log_read(key, limit, now)
+  local newest = redis.pcall('ZREVRANGE', key, 0, 0, 'WITHSCORES')
+  if newest.err then
+    if string.find(newest.err, 'WRONGTYPE', 1, true) then return 1 end
+    return 3
+  end
+  local name = newest[1]
+  if not name then return 0, now, 0, 0, 0, 0, '', now end
+  local score = tonumber(newest[2])
+  local width, digits, off = string.match(name, '^(.)(%d+)(.*)$')
+  if not width or not score or string.byte(width) - 48 ~= #digits or #digits > 15
+    or score < 0 or score > 9007199254740991 or score % 1 ~= 0 then
+    return 2
+  end
+  local seq, offset = tonumber(digits), 0
+  if off ~= '' then
+    offset = tonumber(string.match(off, '^~(%d+)$') or '')
+    if not offset then return 2 end
+  end
+  local t, gap, anchor = now + offset, 0, nil
+  if t < score then
+    if score - t <= limit[3] then
+      gap = score - t
+    else
+      off = '~' .. string.format('%.0f', offset + score - t)
+      anchor = name
+    end
+    t = score
+  end
+  local card = redis.call('ZCARD', key)
+  local expired = redis.call('ZCOUNT', key, '-inf', string.format('%.0f', t - limit[3]))
+  return 0, t, gap, card, expired, seq, off, score, anchor
+end
+
+-- How many of count callers of this cost fit beside used units.
+local function log_fit(limit, used, cost, count)
+  return math.max(0, math.min(count, math.floor((limit[2] - used) / cost)))
+end
+
+-- us until a call of this cost fits when it does not now.
+local function log_wait(key, limit, t, gap, expired, used, cost)
+  local gone = used + cost - limit[2]
+  if gone < 1 or gone > used then return 0 end
+  local rank = expired + gone - 1
+  local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
+  return tonumber(oldest[2]) + limit[3] - t + gap
+end
+
+--@look
+local function log_look(key, limit, now, cost, count)
+  local status, t, gap, card, expired, _, _, score = log_read(key, limit, now)
+  if status ~= 0 then return status end
+  local used = card - expired
+  local granted, wait, empty = log_fit(limit, used, cost, count), 0, 0
+  if granted == 0 then wait = log_wait(key, limit, t, gap, expired, used, cost) end
+  if used > 0 then empty = score + limit[3] - t + gap end
+  return 0, granted, used, wait, empty
+end
+
+--@charge
+local log_slack_ms = 5000
+
+-- Adds units members numbered from seq + 1 at one score.
+local function log_add(key, score, seq, units, suffix)
+  local at = string.format('%.0f', score)
+  while units > 0 do
+    local some, args = math.min(units, 500), {}
+    for i = 1, some do
+      args[2 * i - 1] = at
+      args[2 * i] = log_name(seq + i, suffix)
+    end
+    redis.call('ZADD', key, unpack(args))
+    seq, units = seq + some, units - some
+  end
+  return seq
+end
+
+-- Takes what was admitted elsewhere: "units@age us,...", oldest first. Then the newest
+-- member is named anew, so that it still has the highest number. Returns the units
+-- added, the highest number and the newest score.
+local function log_debit(key, limit, t, seq, suffix, debit, newest, score)
+  local added, latest = 0, nil
+  for units, age in string.gmatch(debit, '(%d+)@(%d+)') do
+    units, age = math.min(tonumber(units), 1000), tonumber(age)
+    if age < limit[3] then
+      seq = log_add(key, t - age, seq, units, suffix)
+      added = added + units
+      latest = t - age
+    end
+  end
+  if latest and newest and score > latest then
+    redis.call('ZREM', key, newest)
+    seq, latest = log_add(key, score, seq, 1, suffix), score
+  end
+  return added, seq, latest or score
+end
+
+local function log_charge(key, limit, now, cost, count, debit)
+  local status, t, gap, card, expired, seq, suffix, score, anchor = log_read(key, limit, now)
+  if status ~= 0 then return status end
+  local used, write = card - expired, false
+  if anchor then
+    redis.call('ZREM', key, anchor)
+    seq = log_add(key, score, seq, 1, suffix)
+    write = true
+  end
+  if debit ~= '0' then
+    local newest = redis.call('ZREVRANGE', key, 0, 0)[1]
+    local added
+    added, seq, score = log_debit(key, limit, t, seq, suffix, debit, newest, score)
+    used, write = used + added, write or added > 0
+  end
+  local granted = log_fit(limit, used, cost, count)
+  if granted > 0 then
+    local units = granted * cost
+    if used == 0 and card > 0 then
+      -- Nothing left of it: begin anew, with the server's own clock and short names.
+      redis.call('UNLINK', key)
+      seq, suffix, t, gap = 0, '', now, 0
+    elseif expired > 0 then
+      redis.call('ZREMRANGEBYRANK', key, 0, math.min(expired, math.max(256, 2 * units)) - 1)
+    end
+    log_add(key, t, seq, units, suffix)
+    redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)
+    return 0, granted, used + units, 0, limit[3] + gap
+  end
+  if write or (card > 0 and redis.call('PTTL', key) == -1) then
+    redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)
+  end
+  local empty = 0
+  if used > 0 then empty = score + limit[3] - t + gap end
+  return 0, 0, used, log_wait(key, limit, t, gap, expired, used, cost), empty
+end

@@ -1,0 +1,160 @@
+-- token_bucket.lua: exact token bucket on a HASH.
+--
+-- A bucket gains n tokens every p us (n/p in lowest terms) and holds burst of them.
+-- What is kept is not the tokens but the time until it would be full, which needs no
+-- rounding: d us and r/n of one. A token is p/n us = pq us and pr/n (p = pq * n + pr),
+-- the whole bucket bq us and br/n. (The same idea as the virtual scheduling form of
+-- the GCRA, ITU-T I.371, kept with `last` so that a clock that steps back can be told.)
+--
+-- Limit: n, pq, pr, bq, br, burst as above; unit names them, "n:p:burst".
+--   Precondition, checked by Go: n * (burst + 1) <= 2^53, bq <= 366 days. Then every
+--   product below is exact: cost * pr + r < n * (burst + 1).
+-- State, the fields of the HASH:
+--   d  whole us until full, as of t        r  and this many n-ths of one
+--   t  us, this server's clock             u  the unit of the limit that wrote it
+-- A key that is not there is a full bucket. TTL: until full, plus slack.
+-- Reply: a, b = d, r after the call (look: before it), as of this instant; c = us by which the key's
+--   clock is ahead of this server's (it stepped back), 0 otherwise. The tokens left
+--   are (burst * p - (d * n + r)) / p; Go works that out.
+--
+-- A clock that steps back by at most the time to fill stops the refill until it has
+-- caught up; by more, the bucket goes on from the new instant with the tokens it has.
+
+local slack_ms = 5000
+
+-- The largest whole x with x tokens worth at most a us and b/n of one.
+local function bucket_whole(a, b, n, pq, pr)
+  local x = math.floor((a + b / n) / (pq + pr / n))
+  while x > 0 do
+    local k = math.floor(x * pr / n)
+    local q, r = x * pq + k, x * pr - k * n
+    if q < a or (q == a and r <= b) then break end
+    x = x - 1
+  end
+  while true do
+    local y = x + 1
+    local k = math.floor(y * pr / n)
+    local q, r = y * pq + k, y * pr - k * n
+    if q > a or (q == a and r > b) then return x end
+    x = y
+  end
+end
+
+-- How many whole tokens are there when d and r/n us are missing.
+local function bucket_left(d, r, n, pq, pr, bq, br)
+  local a, b = bq - d, br - r
+  if b < 0 then
+    a, b = a - 1, b + n
+  end
+  if a < 0 then return 0 end
+  return bucket_whole(a, b, n, pq, pr)
+end
+
+-- Reads a bucket and brings it up to now, in the unit of limit.
+-- Returns status, d, r, t, exists, anchored (the clock stepped back too far).
+local function bucket_read(key, limit, now)
+  local state = redis.pcall('HMGET', key, 'd', 'r', 't', 'u')
+  if state.err then
+    if string.find(state.err, 'WRONGTYPE', 1, true) then return 1 end
+    return 3
+  end
+  local unit = state[4]
+  if not (state[1] or state[2] or state[3] or unit) then
+    -- A HASH with other fields is somebody else's.
+    if redis.call('EXISTS', key) == 1 then return 2 end
+    return 0, 0, 0, now, false, false
+  end
+  local d, r, t = tonumber(state[1] or ''), tonumber(state[2] or ''), tonumber(state[3] or '')
+  if not (d and r and t and unit) or d < 0 or r < 0 or t < 0
+    or d % 1 ~= 0 or r % 1 ~= 0 or t % 1 ~= 0 or t > 9007199254740991 then
+    return 2
+  end
+  local n, pq, pr, bq, br, burst = limit[2], limit[3], limit[4], limit[5], limit[6], limit[7]
+  local other = unit ~= limit[8]
+  if other then
+    -- Another limit wrote it: work in its unit first.
+    local old_n, old_p, old_burst = string.match(unit, '^(%d+):(%d+):(%d+)$')
+    n, burst = tonumber(old_n or ''), tonumber(old_burst or '')
+    local p = tonumber(old_p or '')
+    if not (n and p and burst) or n < 1 or p < 1 or burst < 1 or n * (burst + 1) > 9007199254740992 then
+      return 2
+    end
+    pq = math.floor(p / n)
+    pr = p - pq * n
+    local k = math.floor(burst * pr / n)
+    bq, br = burst * pq + k, burst * pr - k * n
+  end
+  if r >= n then return 2 end
+  if d > bq or (d == bq and r > br) then
+    d, r = bq, br
+  end
+  local elapsed, anchored = now - t, false
+  if elapsed >= 0 then
+    t = now
+    d = d - elapsed
+    if d < 0 then
+      d, r = 0, 0
+    end
+  elseif -elapsed > bq then
+    t, anchored = now, true
+  end
+  if other then
+    -- The whole tokens move over, as many as the new bucket holds: what changes a
+    -- limit to and fro never mints one.
+    local missing = limit[7] - math.min(bucket_left(d, r, n, pq, pr, bq, br), limit[7])
+    local k = math.floor(missing * limit[4] / limit[2])
+    d, r = missing * limit[3] + k, missing * limit[4] - k * limit[2]
+  end
+  return 0, d, r, t, true, anchored
+end
+
+-- How many of count callers of this cost fit, and the bucket after them.
+local function bucket_take(limit, d, r, cost, count)
+  local n, pq, pr, bq, br = limit[2], limit[3], limit[4], limit[5], limit[6]
+  local units = cost
+  if count > 1 then
+    count = math.min(count, math.floor(bucket_left(d, r, n, pq, pr, bq, br) / cost))
+    if count < 1 then return 0, d, r end
+    units = cost * count
+  end
+  local nr = r + units * pr
+  local k = math.floor(nr / n)
+  local nd = d + units * pq + k
+  nr = nr - k * n
+  if nd > bq or (nd == bq and nr > br) then return 0, d, r end
+  return count, nd, nr
+end
+
+--@look
+local function bucket_look(key, limit, now, cost, count)
+  local status, d, r, t = bucket_read(key, limit, now)
+  if status ~= 0 then return status end
+  local granted = bucket_take(limit, d, r, cost, count)
+  return 0, granted, d, r, t - now
+end
+
+--@charge
+local function bucket_charge(key, limit, now, cost, count, debit)
+  local status, d, r, t, exists, anchored = bucket_read(key, limit, now)
+  if status ~= 0 then return status end
+  local write = anchored
+  if debit ~= '0' then
+    local units = math.min(tonumber(debit), limit[7])
+    local nr = r + units * limit[4]
+    local k = math.floor(nr / limit[2])
+    d, r = d + units * limit[3] + k, nr - k * limit[2]
+    if d > limit[5] or (d == limit[5] and r > limit[6]) then
+      d, r = limit[5], limit[6]
+    end
+    write = true
+  end
+  local granted
+  granted, d, r = bucket_take(limit, d, r, cost, count)
+  if granted > 0 or write then
+    redis.call('HSET', key, 'd', d, 'r', r, 't', t, 'u', limit[8])
+    redis.call('PEXPIRE', key, math.floor((d + t - now) / 1000) + 1 + slack_ms)
+  elseif exists and redis.call('PTTL', key) == -1 then
+    redis.call('PEXPIRE', key, math.floor((limit[5] + t - now) / 1000) + 1 + slack_ms)
+  end
+  return 0, granted, d, r, t - now
+end

@@ -1,0 +1,304 @@
+package ringfence
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// node is one server of a shard, as the rest of the package sees it. A method's error
+// is what go-redis or the server said; classify tells what it means. All methods may be
+// called from many goroutines.
+type node interface {
+	// charge runs the charge script and puts the replies into the requests.
+	charge(ctx context.Context, reqs []*request) error
+	// look does the same without changing anything; with no requests it is a probe.
+	look(ctx context.Context, reqs []*request) error
+	// reset deletes the keys.
+	reset(ctx context.Context, reqs []*request) error
+	// info asks the server what it is.
+	info(ctx context.Context) (nodeInfo, error)
+	// now is the server's clock.
+	now(ctx context.Context) (time.Time, error)
+	// agree writes this process's fingerprint under name and returns those that others
+	// wrote within the last two minutes.
+	agree(ctx context.Context, name, fingerprint string) (others []string, err error)
+	// load puts the scripts into the server's cache.
+	load(ctx context.Context) error
+	pool() *redis.PoolStats
+	addr() string
+	close() error
+}
+
+// nodeInfo is what a server says of itself.
+type nodeInfo struct {
+	version       string // "7.0.15"
+	valkey        bool
+	primary       bool
+	replID        string
+	replID2       string
+	linkUp        bool
+	lag           time.Duration // replica: since it last heard of its primary
+	evictionRule  string
+	memoryIsBound bool
+}
+
+// redisNode is a server behind go-redis.
+type redisNode struct {
+	client  redis.UniversalClient
+	owned   bool
+	scripts scripts
+	plain   bool
+	where   string
+	loaded  func() // told of each script the server had to be given
+}
+
+type nodeConfig struct {
+	timeout  time.Duration
+	poolSize int
+	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
+	loaded   func()
+}
+
+// newRedisNode connects to nothing yet. go-redis's defaults are meant for commands that
+// may be repeated and callers who can wait; here
+//   - nothing is sent twice: what timed out may have run, and would be charged again;
+//   - one time-out bounds dialing, waiting for a connection, writing and reading;
+//   - no notification may stretch the time-outs (maintenance mode makes them 10 s);
+//   - the pool holds every operation that can be in flight, and those of the probes.
+func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
+	o, err := parseURL(url)
+	if err != nil {
+		return nil, err
+	}
+	o.MaxRetries = -1
+	o.DialerRetries = 1
+	o.DialTimeout = c.timeout
+	o.ReadTimeout = c.timeout
+	o.WriteTimeout = c.timeout
+	o.PoolTimeout = c.timeout
+	o.ContextTimeoutEnabled = true
+	o.PoolSize = c.poolSize
+	o.DisableIdentity = true
+	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if c.dialer != nil {
+		o.Dialer = withTLS(c.dialer, o.TLSConfig)
+	}
+	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
+	n.setScripts(plain)
+	return n, nil
+}
+
+func newClientNode(client redis.UniversalClient, c nodeConfig, plain bool) *redisNode {
+	n := &redisNode{client: client, where: "client", loaded: c.loaded}
+	if one, ok := client.(*redis.Client); ok {
+		n.where = one.Options().Addr
+	}
+	n.setScripts(plain)
+	return n
+}
+
+func (n *redisNode) setScripts(plain bool) {
+	n.plain, n.scripts = plain, redisScripts
+	if plain {
+		n.scripts = plainScripts
+	}
+}
+
+// withTLS adds what go-redis does itself only for its own dialer.
+func withTLS(dial func(ctx context.Context, network, addr string) (net.Conn, error), conf *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	if conf == nil {
+		return dial
+	}
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		raw, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(raw, conf)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		return conn, nil
+	}
+}
+
+// once marks a command as not to be repeated, whatever the client's options say.
+type once struct{ *redis.IntSliceCmd }
+
+// NoRetry is what go-redis asks for before it would repeat a command.
+func (once) NoRetry() bool { return true }
+
+// callBuffers hold the arguments of a call while it is built.
+type callBuffers struct {
+	args   []any
+	limits []*rule
+}
+
+var callPool = sync.Pool{New: func() any { return new(callBuffers) }}
+
+// run calls one script. A server that does not have it gets it along: NOSCRIPT is the
+// one refusal after which sending again is safe, because nothing ran.
+func (n *redisNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
+	b := callPool.Get().(*callBuffers)
+	b.args, b.limits = appendArgs(append(b.args[:0], call, s.sha), reqs, b.limits[:0])
+	cmd := once{redis.NewIntSliceCmd(ctx, b.args...)}
+	err := n.client.Process(ctx, cmd)
+	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
+		n.loaded()
+		b.args[0], b.args[1] = callText, s.text
+		cmd = once{redis.NewIntSliceCmd(ctx, b.args...)}
+		err = n.client.Process(ctx, cmd)
+	}
+	clear(b.args)
+	clear(b.limits)
+	callPool.Put(b)
+	if err != nil {
+		return err
+	}
+	return decodeReply(cmd.Val(), reqs)
+}
+
+func (n *redisNode) charge(ctx context.Context, reqs []*request) error {
+	return n.run(ctx, "evalsha", "eval", n.scripts.charge, reqs)
+}
+
+func (n *redisNode) look(ctx context.Context, reqs []*request) error {
+	if n.plain { // the embedded server takes TIME for a write
+		return n.run(ctx, "evalsha", "eval", n.scripts.look, reqs)
+	}
+	return n.run(ctx, "evalsha_ro", "eval_ro", n.scripts.look, reqs)
+}
+
+func (n *redisNode) reset(ctx context.Context, reqs []*request) error {
+	args := make([]any, 1, len(reqs)+1)
+	args[0] = "unlink"
+	for _, r := range reqs {
+		args = append(args, r)
+	}
+	return n.client.Process(ctx, redis.NewIntCmd(ctx, args...))
+}
+
+func (n *redisNode) load(ctx context.Context) error {
+	for _, s := range []script{n.scripts.charge, n.scripts.look} {
+		if err := n.client.ScriptLoad(ctx, s.text).Err(); err != nil {
+			return err
+		}
+		n.loaded()
+	}
+	return nil
+}
+
+func (n *redisNode) info(ctx context.Context) (nodeInfo, error) {
+	if n.plain { // the embedded server has neither replicas nor eviction
+		return nodeInfo{primary: true, version: "7.0.0", evictionRule: "noeviction"}, n.client.Ping(ctx).Err()
+	}
+	text, err := n.client.Info(ctx, "server", "replication", "memory").Result()
+	if err != nil {
+		return nodeInfo{}, err
+	}
+	return parseInfo(text), nil
+}
+
+func parseInfo(text string) nodeInfo {
+	var i nodeInfo
+	for line := range strings.Lines(text) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		switch name {
+		case "redis_version":
+			if i.version == "" {
+				i.version = value
+			}
+		case "valkey_version":
+			i.version, i.valkey = value, true
+		case "role":
+			i.primary = value == "master"
+		case "master_replid":
+			i.replID = value
+		case "master_replid2":
+			i.replID2 = value
+		case "master_link_status":
+			i.linkUp = value == "up"
+		case "master_last_io_seconds_ago":
+			if s, err := strconv.Atoi(value); err == nil && s >= 0 {
+				i.lag = time.Duration(s) * time.Second
+			}
+		case "master_link_down_since_seconds":
+			if s, err := strconv.Atoi(value); err == nil && s >= 0 {
+				i.lag = time.Duration(s) * time.Second
+			}
+		case "maxmemory":
+			i.memoryIsBound = value != "0"
+		case "maxmemory_policy":
+			i.evictionRule = value
+		}
+	}
+	return i
+}
+
+// tooOld says whether the server lacks what the scripts need.
+func (i nodeInfo) tooOld() bool {
+	major, rest, _ := strings.Cut(i.version, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	a, err1 := strconv.Atoi(major)
+	b, err2 := strconv.Atoi(minor)
+	if err1 != nil || err2 != nil {
+		return false // it does not say; the scripts will tell
+	}
+	if i.valkey {
+		return a < 7 || (a == 7 && b < 2)
+	}
+	return a < 7
+}
+
+func (n *redisNode) now(ctx context.Context) (time.Time, error) { return n.client.Time(ctx).Result() }
+
+func (n *redisNode) agree(ctx context.Context, name, fingerprint string) ([]string, error) {
+	const fresh, kept = 2 * time.Minute, time.Hour
+	at, err := n.now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pipe := n.client.Pipeline()
+	pipe.HSet(ctx, name, fingerprint, at.Unix())
+	pipe.PExpire(ctx, name, kept)
+	all := pipe.HGetAll(ctx, name)
+	if _, err := pipe.Exec(ctx); err != nil {
+		return nil, err
+	}
+	var others, old []string
+	for f, seen := range all.Val() {
+		unix, err := strconv.ParseInt(seen, 10, 64)
+		age := at.Sub(time.Unix(unix, 0))
+		switch {
+		case f == fingerprint:
+		case err != nil || age > kept:
+			old = append(old, f)
+		case age < fresh:
+			others = append(others, f)
+		}
+	}
+	if len(old) > 0 {
+		err = n.client.HDel(ctx, name, old...).Err()
+	}
+	return others, err
+}
+
+func (n *redisNode) pool() *redis.PoolStats { return n.client.PoolStats() }
+
+func (n *redisNode) addr() string { return n.where }
+
+func (n *redisNode) close() error {
+	if !n.owned {
+		return nil
+	}
+	return n.client.Close()
+}

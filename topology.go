@@ -1,0 +1,417 @@
+package ringfence
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// shard is one member of the ring: the primary and its replicas, the operations on the
+// way to them, and the breaker.
+type shard struct {
+	id    string
+	ring  *Ring
+	nodes []node // the primary of the configuration first
+
+	// primary is the index of the node that takes writes, as far as we know.
+	primary  atomic.Int32
+	charges  *dispatcher // to the primary
+	looks    *dispatcher // to the replicas; nil when there are none
+	breaker  *breaker
+	replicas *breaker // of the replicas taken together, so that dead ones cost nothing
+	turn     atomic.Uint32
+
+	// epoch counts the times the primary answered after it had not: what a replica said
+	// in an earlier epoch is out of date.
+	epoch    atomic.Uint64
+	degraded atomic.Bool
+	policy   atomic.Int32 // run-time failure policy; -1: none
+
+	resolving atomic.Bool
+	metrics   *shardMetrics
+
+	mu        sync.Mutex // guards the following
+	up        bool
+	checked   bool
+	splitView bool
+	lag       time.Duration
+	offset    time.Duration
+	mismatch  bool
+}
+
+const noPolicy = -1
+
+func newShard(r *Ring, c ShardConfig) (*shard, error) {
+	s := &shard{id: c.ID, ring: r}
+	s.policy.Store(noPolicy)
+	s.metrics = r.metrics.forShard(c.ID)
+	conf := nodeConfig{
+		timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
+		dialer: r.config.Dialer, loaded: s.metrics.scriptLoaded,
+	}
+	if c.Client != nil {
+		s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
+	}
+	urls := c.Replicas
+	if c.Client == nil {
+		urls = append([]string{c.Primary}, c.Replicas...)
+	}
+	for _, u := range urls {
+		n, err := newRedisNode(u, conf, c.PlainScripts)
+		if err != nil {
+			return nil, fmt.Errorf("ringfence: shard %s: %w", c.ID, err)
+		}
+		s.nodes = append(s.nodes, n)
+	}
+	for _, client := range c.ReplicaClients {
+		s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
+	}
+	s.breaker = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probe, s.moved)
+	s.charges = s.dispatch(s.breaker, r.config.InFlight, s.exec)
+	if len(s.nodes) > 1 {
+		s.replicas = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probeReplicas, func(_, _ BreakerState) {})
+		s.looks = s.dispatch(s.replicas, min(2, r.config.InFlight), s.execReplica)
+	}
+	return s, nil
+}
+
+func (s *shard) dispatch(b *breaker, inFlight int, exec func(ctx context.Context, reqs []*request) error) *dispatcher {
+	c := s.ring.config
+	d := newDispatcher(dispatchConfig{
+		inFlight: inFlight, maxBatch: c.MaxBatch, queue: c.Queue,
+		timeout: c.OperationTimeout, clock: s.ring.clock,
+	})
+	d.exec = exec
+	d.begin = b.begin
+	d.verdict = func(err error) error {
+		if err == nil || errors.Is(err, errNotCounted) {
+			return err
+		}
+		if classify(err).trips {
+			return err
+		}
+		return errNotCounted
+	}
+	primary := d
+	d.ended = func(kind opKind, n int, took time.Duration, err error) {
+		s.metrics.operation(kind, n, took, err)
+		if err != nil {
+			s.failed(err)
+		} else if primary == s.charges {
+			s.answered()
+		}
+	}
+	d.late = s.late
+	return d
+}
+
+// exec runs requests of one kind on the primary.
+func (s *shard) exec(ctx context.Context, reqs []*request) error {
+	n := s.nodes[s.primary.Load()]
+	switch reqs[0].kind {
+	case opLook:
+		return n.look(ctx, reqs)
+	case opReset:
+		return n.reset(ctx, reqs)
+	default:
+		return n.charge(ctx, reqs)
+	}
+}
+
+// execReplica looks on one of the others, in turn.
+func (s *shard) execReplica(ctx context.Context, reqs []*request) error {
+	return s.nodes[s.aReplica()].look(ctx, reqs)
+}
+
+func (s *shard) aReplica() int {
+	i := int(s.turn.Add(1)) % (len(s.nodes) - 1)
+	if i >= int(s.primary.Load()) {
+		i++
+	}
+	return i
+}
+
+// answered notes that the primary did.
+func (s *shard) answered() {
+	if s.degraded.Load() && s.degraded.CompareAndSwap(true, false) {
+		s.epoch.Add(1)
+	}
+}
+
+// failed notes an operation's error, once an operation.
+func (s *shard) failed(err error) {
+	if errors.Is(err, errOpen) {
+		return
+	}
+	t := classify(err)
+	switch {
+	case t.moved:
+		s.resolveSoon()
+	case t.refused:
+		s.ring.log.warn(s.id, "refused", "Redis refuses ringfence's commands; the failure policy answers",
+			"shard", s.id, "error_type", t.name, "error", err.Error())
+	case t == typeOther:
+		s.ring.log.warn(s.id, "other", "Redis answered with an error that ringfence does not know",
+			"shard", s.id, "error", err.Error())
+	}
+}
+
+// late hears of answers whose caller had left: what they charged, the caller was not
+// told.
+func (s *shard) late(r *request, err error) {
+	if r.kind != opCharge {
+		return
+	}
+	if err != nil && !errors.Is(err, errOpen) && classify(err).ran {
+		s.metrics.unknownCharge(r.cost)
+	}
+}
+
+func (s *shard) moved(from, to BreakerState) {
+	s.metrics.transition(from, to)
+	switch {
+	case to == BreakerOpen && from == BreakerClosed:
+		st := s.breaker.stats()
+		s.setUp(false)
+		s.ring.log.warn(s.id, "opened", "circuit breaker opened; answers come from a replica, a local share or the failure policy",
+			"shard", s.id, "failures", st.Failures, "last_error", st.LastError)
+	case to == BreakerClosed:
+		s.setUp(true)
+		s.ring.log.info(s.id, "closed", "circuit breaker closed", "shard", s.id)
+	}
+}
+
+func (s *shard) setUp(up bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.up = up
+}
+
+var errProbeLost = errors.New("ringfence: the probe did not end")
+var errNotPrimary = errors.New("ringfence: no server of the shard is a primary")
+
+// probe finds out, in the background and without any caller, whether the shard is back.
+func (s *shard) probe() {
+	if !s.ring.enter() {
+		return
+	}
+	defer s.ring.leave()
+	report, err := s.breaker.beginProbe()
+	if err != nil {
+		return
+	}
+	result := errProbeLost
+	defer func() {
+		s.metrics.probed(result == nil)
+		report(result)
+	}()
+	ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
+	defer cancel()
+	s.resolve(ctx, false)
+	n := s.nodes[s.primary.Load()]
+	if result = n.look(ctx, nil); result != nil {
+		return
+	}
+	if info, err := n.info(ctx); err == nil && !info.primary {
+		result = errNotPrimary
+	}
+}
+
+func (s *shard) probeReplicas() {
+	if !s.ring.enter() {
+		return
+	}
+	defer s.ring.leave()
+	report, err := s.replicas.beginProbe()
+	if err != nil {
+		return
+	}
+	result := errProbeLost
+	defer func() { report(result) }()
+	ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
+	defer cancel()
+	result = s.nodes[s.aReplica()].look(ctx, nil)
+}
+
+// resolveSoon asks the servers who is primary, in the background, one asking at a time.
+func (s *shard) resolveSoon() {
+	if len(s.nodes) == 1 || !s.resolving.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.ring.enter() {
+		return
+	}
+	go func() {
+		defer s.ring.leave()
+		defer s.resolving.Store(false)
+		ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
+		defer cancel()
+		s.resolve(ctx, true)
+	}()
+}
+
+// view is what one server said of itself, or why it did not.
+type view struct {
+	nodeInfo
+	err error
+}
+
+// resolve asks the servers, the one taken for the primary only if all is set, and goes
+// over to the one that is. ringfence never promotes a server itself.
+func (s *shard) resolve(ctx context.Context, all bool) []view {
+	current := int(s.primary.Load())
+	views := make([]view, len(s.nodes))
+	var wg sync.WaitGroup
+	for i, n := range s.nodes {
+		if i == current && !all {
+			views[i].err = errOpen
+			continue
+		}
+		wg.Go(func() { views[i].nodeInfo, views[i].err = n.info(ctx) })
+	}
+	wg.Wait()
+	chosen, split := choosePrimary(current, views)
+	s.mu.Lock()
+	s.splitView = split
+	s.mu.Unlock()
+	if split {
+		s.ring.log.warn(s.id, "split", "two servers of the shard say they are the primary and neither follows from the other; staying with the present one. Make one a replica of the other",
+			"shard", s.id, "primary", s.nodes[chosen].addr())
+	}
+	if chosen != current && s.primary.CompareAndSwap(int32(current), int32(chosen)) {
+		s.ring.log.warn(s.id, "promoted", "another server of the shard is the primary now", "shard", s.id, "primary", s.nodes[chosen].addr())
+	}
+	return views
+}
+
+// choosePrimary says which server to take for the primary, given what each says, and
+// whether that is undecidable. Of two that say they are, the one promoted later remembers
+// the other's replication id as its second.
+func choosePrimary(current int, views []view) (chosen int, split bool) {
+	chosen = -1
+	for i, v := range views {
+		if v.err != nil || !v.primary {
+			continue
+		}
+		if chosen < 0 {
+			chosen = i
+			continue
+		}
+		a, b := views[chosen], v
+		switch {
+		case b.replID2 != "" && b.replID2 == a.replID:
+			chosen = i
+		case a.replID2 != "" && a.replID2 == b.replID:
+		default:
+			return current, true
+		}
+	}
+	if chosen < 0 {
+		return current, false
+	}
+	return chosen, false
+}
+
+// checkup asks all servers of the shard how they are: at Open, then every few seconds
+// while the breaker is closed. first says it is the one at Open.
+func (s *shard) checkup(ctx context.Context, first bool) error {
+	var views []view
+	if first || len(s.nodes) > 1 {
+		views = s.resolve(ctx, true)
+	} else {
+		info, err := s.nodes[0].info(ctx)
+		views = []view{{info, err}}
+	}
+	current := int(s.primary.Load())
+	n, v := s.nodes[current], views[current]
+	if first {
+		for _, n := range s.nodes {
+			// What fails here shows up below, or when it is needed.
+			_ = n.load(ctx)
+		}
+	}
+	before := s.ring.config.Now()
+	server, clockErr := n.now(ctx)
+	after := s.ring.config.Now()
+	s.mu.Lock()
+	if clockErr == nil {
+		s.offset = server.Sub(before.Add(after.Sub(before) / 2))
+	}
+	s.lag = 0
+	for i, w := range views {
+		if i != current && w.err == nil && !w.primary {
+			s.lag = max(s.lag, w.lag)
+		}
+	}
+	s.up, s.checked = clockErr == nil, true
+	s.mu.Unlock()
+	if clockErr != nil {
+		return clockErr
+	}
+	if v.err != nil {
+		s.ring.log.warn(s.id, "info", "INFO is refused, so neither version, role nor eviction policy can be checked",
+			"shard", s.id, "error", v.err.Error())
+	}
+	if v.evictionRule != "" && v.evictionRule != "noeviction" {
+		s.ring.log.warn(s.id, "eviction", "the server may evict keys when memory runs out, which forgives limits; set maxmemory-policy noeviction",
+			"shard", s.id, "maxmemory_policy", v.evictionRule)
+	}
+	if err := s.agree(ctx, n); err != nil {
+		s.ring.log.warn(s.id, "fingerprint", "cannot compare configurations with other processes",
+			"shard", s.id, "error", err.Error())
+	}
+	if v.err == nil && v.tooOld() {
+		s.ring.log.warn(s.id, "version", "the server is too old; Redis 7.0 or Valkey 7.2 is needed", "shard", s.id, "version", v.version)
+		return fmt.Errorf("version %s is too old; Redis 7.0 or Valkey 7.2 is needed", v.version)
+	}
+	return nil
+}
+
+// agree compares the ring and the hash key with other processes'.
+func (s *shard) agree(ctx context.Context, n node) error {
+	others, err := n.agree(ctx, s.ring.space.fingerprint(), s.ring.fingerprint)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.mismatch = len(others) > 0
+	s.mu.Unlock()
+	if len(others) > 0 {
+		s.ring.log.warn(s.id, "mismatch", "another process uses another HashKey or another ring on this shard with the same prefix; limits are not shared with it",
+			"shard", s.id, "others", len(others))
+	}
+	return nil
+}
+
+// close ends the operations and the connections. What has not ended after a second loses
+// its connection.
+func (s *shard) close() error {
+	s.breaker.close()
+	ended := []<-chan struct{}{s.charges.close()}
+	if s.looks != nil {
+		s.replicas.close()
+		ended = append(ended, s.looks.close())
+	}
+	await(ended, time.Second)
+	var errs []error
+	for _, n := range s.nodes {
+		errs = append(errs, n.close())
+	}
+	await(ended, 500*time.Millisecond)
+	return errors.Join(errs...)
+}
+
+func await(ended []<-chan struct{}, most time.Duration) {
+	after := time.NewTimer(most)
+	defer after.Stop()
+	for _, c := range ended {
+		select {
+		case <-c:
+		case <-after.C:
+			return
+		}
+	}
+}
