@@ -43,7 +43,7 @@ func compileShim() ([]byte, error) {
 	// Not the caller's context: the result, good or bad, is kept for everyone.
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, cc, "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror", "-o", library, source).CombinedOutput()
+	out, err := exec.CommandContext(ctx, cc, "-shared", "-fPIC", "-O2", "-o", library, source).CombinedOutput()
 	if err != nil {
 		return nil, fmt.Errorf("redistest: compiling the clock shim with %s: %w\n%s", cc, err, out)
 	}
