@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9/logging"
 	"go.uber.org/goleak"
 )
 
@@ -18,6 +19,7 @@ func TestMain(m *testing.M) {
 		orphanMain()
 		return
 	}
+	logging.Disable() // go-redis reports every refused dial; here they are the point
 	goleak.VerifyTestMain(m)
 }
 

@@ -33,7 +33,7 @@ type Proxy struct {
 // NewProxy starts a proxy to target, a host:port such as [Server.Addr]. The
 // target need not be up.
 func NewProxy(target string) (*Proxy, error) {
-	if _, _, err := net.SplitHostPort(target); err != nil {
+	if _, err := net.ResolveTCPAddr("tcp4", target); err != nil {
 		return nil, fmt.Errorf("redistest: proxy target %q is no host:port: %w", target, err)
 	}
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
