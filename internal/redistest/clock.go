@@ -13,27 +13,23 @@ var ErrNoClock = errors.New("the server runs on the real clock; start it with Op
 // year 4253. Redis itself multiplies seconds by a million in places.
 const maxMicros = int64(1) << 56
 
-// The clock methods below move the wall clock of one server. The change is
-// visible to the next command; the monotonic clock is untouched.
+// Step moves the server's wall clock by d, forward or back; on a frozen clock it
+// moves the frozen instant. d must be whole microseconds. The next command sees
+// it. The monotonic clock is untouched.
+//
+// Like all clock methods it returns an error if the clock cannot be moved as
+// asked. On a server made by [Start] that error has already failed the test, so
+// a test need not look at it.
 //
 // On Redis 7.0 TIME is read afresh each time, by a client and inside a script
 // alike: two calls of redis.call('TIME') in one script may differ, and a step
 // is seen even by a script that is running. (Redis 7.2 and later read the clock
-// once per script and once per command.) Expiry does not work that way: Redis
-// decides whether a key has expired by an instant it notes when the command, or
-// the whole script, starts. On a frozen clock the two agree.
+// once per command, or once per script.) Expiry does not work that way: whether
+// a key has expired is decided by an instant that Redis notes when the command,
+// or the whole script, starts. On a frozen clock the two agree.
 //
 // A step of more than repl-timeout (60 s) forward makes Redis drop its
-// replication links and connect again; a step on a Sentinel makes it tilt. On a
-// frozen clock nothing in Redis that waits by the wall clock ever times out:
-// WAIT and blocking commands with a time-out do not return by it.
-//
-// Each method returns an error if the clock cannot be moved as asked. On a
-// server made by [Start] that error has already failed the test, so a test need
-// not look at it.
-
-// Step moves the clock by d, forward or back; on a frozen clock it moves the
-// frozen instant. d must be whole microseconds.
+// replication links and connect again, and a step on a Sentinel makes it tilt.
 func (s *Server) Step(d time.Duration) error {
 	return s.setClock("step", func(now setting) (setting, error) {
 		if d%time.Microsecond != 0 {
@@ -45,6 +41,9 @@ func (s *Server) Step(d time.Duration) error {
 }
 
 // Freeze stops the clock at an instant, of which the microseconds count.
+//
+// Nothing in Redis that waits by the wall clock then times out: WAIT and the
+// blocking commands do not return by their time-out.
 func (s *Server) Freeze(at time.Time) error { return s.SetMicros(at.UnixMicro()) }
 
 // SetMicros stops the clock at exactly us microseconds after 1970.
