@@ -43,7 +43,8 @@ func (s *Server) setMaster(m *Server) {
 // "up" and the primary says "online", yet the primary sends nothing until the
 // replica's first REPLCONF ACK, up to a second later: a primary killed in
 // between loses everything written after the transfer. Only an acknowledged
-// offset above zero proves the stream.
+// offset above zero proves the stream. So a first synchronisation takes up to a
+// second; "repl-diskless-sync no" in the primary's Args brings that to a third.
 func (s *Server) WaitInSync(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
