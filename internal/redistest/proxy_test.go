@@ -154,10 +154,7 @@ func TestBlackholeHoldsEverythingBackUntilItHeals(t *testing.T) {
 	defer late.Close()
 	_, err = late.Write([]byte("PING\r\n"))
 	must(t, err)
-	must(t, late.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
-	if n, err := late.Read(make([]byte, 1)); n != 0 || !isTimeout(err) {
-		t.Errorf("read %d bytes, %v; want a time-out", n, err)
-	}
+	wantSilence(t, late)
 	select {
 	case err := <-done:
 		t.Fatalf("answered from the black hole: %v", err)
@@ -176,14 +173,12 @@ func TestBlackholeHoldsEverythingBackUntilItHeals(t *testing.T) {
 }
 
 func TestHealedBlackholeExecutesForAClientThatGaveUp(t *testing.T) {
-	s, p, conn := proxied(t)
+	s := Start(t, Options{})
+	p := startProxy(t, s.Addr())
+	conn, err := net.Dial("tcp4", p.Addr())
+	must(t, err)
 	p.Blackhole(true)
-	short, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
-	defer cancel()
-	if err := conn.Incr(short, "n").Err(); err == nil {
-		t.Fatal("answered from the black hole")
-	}
-	must(t, conn.Close())
+	sendAndGiveUp(t, conn, "INCR n")
 	p.Blackhole(false)
 	eventually(t, "the phantom is executed", func() bool { return counter(t, s) == 1 })
 }
@@ -282,6 +277,25 @@ func TestProxySettingsMayChangeUnderTraffic(t *testing.T) {
 func TestProxyTargetMustBeAnAddress(t *testing.T) {
 	_, err := NewProxy("redis://127.0.0.1")
 	wantError(t, err, "no host:port")
+}
+
+// sendAndGiveUp sends a command, gets no answer and hangs up. It uses a bare
+// socket: a client library with a short deadline may, on a busy machine, give up
+// before it has sent anything.
+func sendAndGiveUp(t *testing.T, conn net.Conn, command string) {
+	t.Helper()
+	_, err := conn.Write([]byte(command + "\r\n"))
+	must(t, err)
+	wantSilence(t, conn)
+	must(t, conn.Close())
+}
+
+func wantSilence(t *testing.T, conn net.Conn) {
+	t.Helper()
+	must(t, conn.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+	if n, err := conn.Read(make([]byte, 1)); n != 0 || !isTimeout(err) {
+		t.Errorf("read %d bytes, %v; want a time-out", n, err)
+	}
 }
 
 func isTimeout(err error) bool {
