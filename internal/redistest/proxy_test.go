@@ -98,7 +98,7 @@ func replyTimes(t *testing.T, p *Proxy) []time.Duration {
 		for i := range sent {
 			sent[i] = time.Now()
 			_, _ = conn.Write([]byte("PING\r\n")) // a failure shows below
-			time.Sleep(time.Millisecond)           // so that each reply is a chunk of its own
+			time.Sleep(time.Millisecond)          // so that each reply is a chunk of its own
 		}
 	}()
 	reply := make([]byte, len("+PONG\r\n"))
