@@ -20,8 +20,8 @@
 -- A clock that steps back by at most the time to fill stops the refill until it has
 -- caught up; by more, the bucket goes on from the new instant with the tokens it has.
 
-local slack_ms = 5000
-local most_us = 31622400000000 -- 366 days
+-- most_us is 366 days.
+local slack_ms, most_us = 5000, 31622400000000
 
 -- The largest whole x with x tokens worth at most a us and b/n of one.
 local function bucket_whole(a, b, n, pq, pr)
