@@ -13,14 +13,15 @@ import (
 	"github.com/ringfence/ringfence/internal/redistest"
 )
 
-// quickScript is the demo with 0.9 s a phase.
+// quickScript is the demo with 0.9 s a phase. With the race detector, beside other tests,
+// an embedded shard can take a second for an answer.
 var quickScript = script{
 	limit: 40, usersPerShard: 2, each: 120, rate: 800,
-	most: 8 * time.Second, linger: 200 * time.Millisecond,
+	most: 8 * time.Second, budget: 5 * time.Second, linger: 200 * time.Millisecond,
 }
 
 // perform plays and returns what was written.
-func perform(t *testing.T, ctx context.Context, s script, args ...string) (code int, stdout, stderr string) {
+func perform(ctx context.Context, t *testing.T, s script, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs strings.Builder
 	code = runDemo(ctx, args, s, &out, &errs)
@@ -44,7 +45,7 @@ func wantText(t *testing.T, text string, parts ...string) {
 		}
 	}
 	for l := range strings.Lines(text) {
-		if n := utf8.RuneCountInString(strings.TrimSuffix(l, "\n")); n > width+5 {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(l, "\n")); n > width {
 			t.Errorf("%d columns: %q", n, l)
 		}
 	}
@@ -54,28 +55,28 @@ func wantText(t *testing.T, text string, parts ...string) {
 }
 
 func TestTheDemoOnEmbeddedShardsHolds(t *testing.T) {
-	code, out, errs := perform(t, t.Context(), quickScript)
+	code, out, errs := perform(t.Context(), t, quickScript)
 	if code != exitOK || errs != "" {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 	wantText(t, out,
-		"phase 1, all shards: exact. Of 720 calls 240 were admitted = 6 users x 40",
-		"phase 2, shard-1, shard-3: exact. Of 480 calls 160 were admitted = 4 users x 40",
+		"phase 1, all shards: exact.", "240 were admitted = 6 users x 40",
+		"phase 2, shard-1, shard-3: exact.", "160 were admitted = 4 users x 40",
 		"shard-2 is killed; it has no replica", "policy Local", "circuit breaker opened",
 		"shard-2 came back empty",
-		"phase 4, all shards: exact. Of 720 calls 240 were admitted = 6 users x 40",
+		"phase 4, all shards: exact.", "240 were admitted = 6 users x 40",
 		"no caller saw an error", "The demo held what it promises")
 }
 
 func TestTheDemoOnRealServersHolds(t *testing.T) {
-	code, out, errs := perform(t, t.Context(), quickScript, "--redis")
+	code, out, errs := perform(t.Context(), t, quickScript, "--redis")
 	if code != exitOK || errs != "" {
 		t.Errorf("exit code %d, stderr %q", code, errs)
 	}
 	wantText(t, out,
-		"phase 1, all shards: exact. Of 720 calls 240 were admitted = 6 users x 40",
+		"phase 1, all shards: exact.", "240 were admitted = 6 users x 40",
 		"its replica knows what was used",
-		"phase 4, all shards: exact. Of 720 calls 240 were admitted = 6 users x 40",
+		"phase 4, all shards: exact.", "240 were admitted = 6 users x 40",
 		"The demo held what it promises")
 }
 
@@ -88,11 +89,11 @@ func TestTheDemoFailsWhenAHealthyPhaseWasNotAnsweredByPrimaries(t *testing.T) {
 			}
 		}
 	}
-	code, out, _ := perform(t, t.Context(), s)
+	code, out, _ := perform(t.Context(), t, s)
 	if code != exitFailed {
 		t.Errorf("exit code %d, want %d", code, exitFailed)
 	}
-	wantText(t, out, "FAIL phase 4, all shards: 60 answers did not come from a primary although the shards were up (660 primary, 60 local)",
+	wantText(t, out, "FAIL phase 4, all shards:", "did not come from a primary although the shards were up",
 		"The demo did not hold what it promises")
 }
 
@@ -107,7 +108,7 @@ func TestAnInterruptedDemoStopsEverything(t *testing.T) {
 				cancel()
 			}
 		}
-		code, out, errs := perform(t, ctx, s, args...)
+		code, out, errs := perform(ctx, t, s, args...)
 		cancel()
 		if code != exitInterrupted {
 			t.Errorf("%q: exit code %d, want %d", args, code, exitInterrupted)
@@ -140,7 +141,7 @@ func leftovers(t *testing.T) int {
 
 func TestWithoutRedisServerTheDemoSaysWhatToInstall(t *testing.T) {
 	t.Setenv(redistest.BinaryEnv, "/nonexistent/redis-server")
-	code, _, errs := perform(t, t.Context(), quickScript, "--redis")
+	code, _, errs := perform(t.Context(), t, quickScript, "--redis")
 	if code != exitUsage {
 		t.Errorf("exit code %d, want %d", code, exitUsage)
 	}

@@ -36,8 +36,9 @@ type callers struct {
 	rate int
 }
 
-// workers is how many goroutines call for one app.
-const workers = 4
+// workers is how many goroutines call for one app. Two keep up with the rate at 10 ms a
+// call; more would only make a queue on a slow machine.
+const workers = 2
 
 // run returns when all calls are made, or ctx ends: calls under way get their answer.
 func (c callers) run(ctx context.Context, b *board) {

@@ -21,7 +21,7 @@ func someUsers(n, quota, asked, admitted int) []userResult {
 // asPlanned is what a good performance gives.
 func asPlanned() result {
 	return result{
-		limit: 100, apps: 4, victim: "shard-2",
+		limit: 100, budget: time.Second, apps: 4, victim: "shard-2",
 		toOpen: 41 * time.Millisecond, toClose: 600 * time.Millisecond,
 		outage: answersOf(0, 0, 5, 0, 2),
 		groups: []group{
@@ -80,7 +80,7 @@ func TestTheVerdict(t *testing.T) {
 		}, "callers saw 1 errors"},
 		{"the loss was not noticed", func(r *result) { r.groups[2].tally = answersOf(1200, 0, 0, 0, 400) }, "nobody noticed the loss of shard-2"},
 		{"the dead shard's users got three limits", func(r *result) { r.groups[2].users[1].admitted = 201 }, "more than twice the limit"},
-		{"callers waited for the dead shard", func(r *result) { r.outage.took = []time.Duration{budget + 1} }, "callers had to wait"},
+		{"callers waited for the dead shard", func(r *result) { r.outage.took = []time.Duration{2*r.budget + 1} }, "callers had to wait"},
 		{"the breakers did not open", func(r *result) { r.toOpen = -1 }, "breakers of shard-2 did not open"},
 		{"the apps did not return", func(r *result) { r.toClose = -1 }, "not every app had returned"},
 	} {

@@ -136,8 +136,12 @@ func (f frame) plainLine() string {
 	for _, s := range f.shards {
 		open += s.open
 	}
-	return fmt.Sprintf("%6.1f s  %s; %d allowed, %d denied; p99 %s; breakers open: %d",
-		f.elapsed.Seconds(), sources(f.all), f.all.allowed, f.all.denied, short(f.all.percentile(0.99)), open)
+	circuit := "breakers closed"
+	if open > 0 {
+		circuit = fmt.Sprintf("%d breakers open", open)
+	}
+	return fmt.Sprintf("%6.1f s  %s; %d allowed; p99 %s; %s",
+		f.elapsed.Seconds(), sources(f.all), f.all.allowed, short(f.all.percentile(0.99)), circuit)
 }
 
 // sources names who answered and how often, as in "160 primary, 40 local".
