@@ -65,6 +65,7 @@ type nodeConfig struct {
 	timeout  time.Duration
 	poolSize int
 	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls      *tls.Config // for rediss://; nil: the system's roots
 	loaded   func()
 }
 
@@ -89,6 +90,13 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 	o.PoolSize = c.poolSize
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if o.TLSConfig != nil && c.tls != nil {
+		host := o.TLSConfig.ServerName
+		o.TLSConfig = c.tls.Clone()
+		if o.TLSConfig.ServerName == "" {
+			o.TLSConfig.ServerName = host
+		}
+	}
 	if c.dialer != nil {
 		o.Dialer = withTLS(c.dialer, o.TLSConfig)
 	}
