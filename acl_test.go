@@ -297,7 +297,7 @@ func TestDocumentListsThePermissionsThatTheScriptsNeed(t *testing.T) {
 		}
 	}
 	for _, c := range aclOptional {
-		if !strings.Contains(string(raw), "| `"+c+"` |") {
+		if !strings.Contains(string(raw), "| `"+strings.ReplaceAll(c, "|", `\|`)+"` |") {
 			t.Errorf("docs/security.md does not say what is lost without %s", c)
 		}
 	}
@@ -323,5 +323,38 @@ func TestReadersUserRefusesToCharge(t *testing.T) {
 	}
 	if n := p.replica.Client().DBSize(t.Context()).Val(); n != 0 {
 		t.Errorf("%d keys were written", n)
+	}
+}
+
+// Somebody who has got hold of the password can spoil limits, and nothing else.
+func TestUserOfThePrimaryReachesNothingBesidesItsKeys(t *testing.T) {
+	p := startACL(t)
+	ctx := t.Context()
+	aclMust(t, p.primary.Client().Set(ctx, "other", "x", 0).Err())
+	c := redis.NewClient(&redis.Options{Addr: p.primary.Addr(), Username: p.writer.user, Password: aclPassword, MaxRetries: -1})
+	defer c.Close()
+	for _, command := range []string{
+		"get other", "hmget other f", "hset other f v", "unlink other", "keys *", "scan 0", "flushall", "config get *", "acl list",
+		"script flush", "script kill", "function list", "client list", "monitor", "shutdown nosave", "replicaof no one", "subscribe rf:1",
+		"get rf:1:{x}", "set rf:1:{x} y", "del rf:1:{x}", "rename rf:1:{x} rf:1:{y}",
+	} {
+		var args []any
+		for word := range strings.FieldsSeq(command) {
+			args = append(args, word)
+		}
+		if err := c.Do(ctx, args...).Err(); err == nil || !strings.HasPrefix(err.Error(), "NOPERM") {
+			t.Errorf("%s: %v, want NOPERM", command, err)
+		}
+	}
+	for _, script := range []string{
+		"return redis.call('GET', 'other')", "return redis.call('HSET', 'other', 'f', 'v')",
+		"return redis.call('UNLINK', 'other')", "return redis.call('SET', 'rf:1:{x}', 'v')",
+	} {
+		if err := c.Eval(ctx, script, []string{"rf:1:{x}"}).Err(); err == nil || classify(err) != typeNoPerm {
+			t.Errorf("%s: %v, want a refusal", script, err)
+		}
+	}
+	if got := p.primary.Client().Get(ctx, "other").Val(); got != "x" {
+		t.Errorf("the other key holds %q", got)
 	}
 }
