@@ -224,6 +224,12 @@ func (b *breaker) allow(operation bool) (func(err error), error) {
 		b.mu.Lock()
 		defer b.unlock()
 		b.note(err)
+		if operation && b.state != BreakerClosed {
+			// It began before the breaker opened, and counts no more. To tell gobreaker
+			// would lead it, its open period long over, to half-open with no probe under
+			// way: the breaker would never close again.
+			return
+		}
 		done(err)
 		if operation && err == nil && b.state == BreakerClosed {
 			b.streak = 0

@@ -39,6 +39,15 @@ func (l *Limiter) Name() string { return l.name }
 // Limit returns the limit given to Ring.Limiter.
 func (l *Limiter) Limit() Limit { return l.limit }
 
+// String shows the name and the limit, and nothing of the secret with which keys are
+// hashed.
+func (l *Limiter) String() string {
+	return fmt.Sprintf("ringfence.Limiter{%s: %s}", l.name, l.limit)
+}
+
+// GoString is String, so that %#v shows no secret either.
+func (l *Limiter) GoString() string { return l.String() }
+
 // Allow asks for one unit: AllowN with a cost of 1.
 func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 	return l.AllowN(ctx, key, 1)
@@ -146,7 +155,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 // check refuses misuse before any I/O. A nil context is one too.
 func (l *Limiter) check(ctx context.Context, key string, cost int64) error {
 	if ctx == nil {
-		return invalid("ctx", "nil", "must be a context; take context.Background()")
+		return invalid("ctx", verbatim("nil"), "must be a context; take context.Background()")
 	}
 	return l.checkEntry("key", "cost", key, cost)
 }
@@ -156,7 +165,7 @@ func (l *Limiter) checkEntry(keyField, costField, key string, cost int64) error 
 		return invalid(keyField, key, "must not be empty: callers without a name would share one quota")
 	}
 	if len(key) > MaxKeyBytes {
-		return invalid(keyField, fmt.Sprintf("(%d bytes)", len(key)), "must be at most %d bytes; hash longer ones yourself", MaxKeyBytes)
+		return invalid(keyField, verbatim(fmt.Sprintf("(%d bytes)", len(key))), "must be at most %d bytes; hash longer ones yourself", MaxKeyBytes)
 	}
 	if cost < 1 {
 		return invalid(costField, cost, "must be at least 1; to look without taking use Peek")
@@ -312,7 +321,7 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 
 func (l *Limiter) checkMany(ctx context.Context, reqs []Request) error {
 	if ctx == nil {
-		return invalid("ctx", "nil", "must be a context; take context.Background()")
+		return invalid("ctx", verbatim("nil"), "must be a context; take context.Background()")
 	}
 	if len(reqs) > MaxMany {
 		return invalid("reqs", len(reqs), "must be at most %d entries; split the call", MaxMany)

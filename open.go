@@ -90,7 +90,7 @@ func (g *callGate) close() bool {
 // twice Config.OperationTimeout. ctx bounds Open alone, not the ring.
 func Open(ctx context.Context, c Config) (*Ring, error) {
 	if ctx == nil {
-		return nil, invalid("ctx", "nil", "must be a context; take context.Background()")
+		return nil, invalid("ctx", verbatim("nil"), "must be a context; take context.Background()")
 	}
 	c, err := c.withDefaults()
 	if err != nil {
@@ -212,8 +212,18 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	if !namePattern.MatchString(name) {
 		return nil, invalid("name", name, "must be 1 to 64 of [a-z0-9_.-]: it is a metric label")
 	}
+	switch p := limit.(type) { // pointers to limits are limits too: take what they point to
+	case *TokenBucket:
+		if limit = nil; p != nil {
+			limit = *p
+		}
+	case *SlidingLog:
+		if limit = nil; p != nil {
+			limit = *p
+		}
+	}
 	if limit == nil {
-		return nil, invalid("limit", "nil", "must be a TokenBucket or a SlidingLog")
+		return nil, invalid("limit", verbatim("nil"), "must be a TokenBucket or a SlidingLog")
 	}
 	compiled, err := limit.compile()
 	if err != nil {
@@ -222,7 +232,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget}
 	for _, opt := range opts {
 		if opt == nil {
-			return nil, invalid("opts", "nil", "must be options such as WithPolicy")
+			return nil, invalid("opts", verbatim("nil"), "must be options such as WithPolicy")
 		}
 		if err := opt(&o); err != nil {
 			return nil, fmt.Errorf("limiter %q: %w", name, err)
@@ -259,6 +269,19 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 func (r *Ring) enter() bool { return r.calls.enter() }
 
 func (r *Ring) leave() { r.calls.leave() }
+
+// String names the shards. A Ring holds credentials and keys, none of which it shows,
+// however it is printed.
+func (r *Ring) String() string {
+	ids := make([]string, len(r.shards))
+	for i, s := range r.shards {
+		ids[i] = s.id
+	}
+	return fmt.Sprintf("ringfence.Ring%v", ids)
+}
+
+// GoString is String, so that %#v shows no credentials either.
+func (r *Ring) GoString() string { return r.String() }
 
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
 // answered, operations in flight have a second to end, and connections that ringfence
