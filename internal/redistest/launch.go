@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -73,7 +74,8 @@ func findBinary() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w (%w)", ErrNoRedis, err)
 	}
-	return path, nil
+	// The server starts in a directory of its own.
+	return filepath.Abs(path)
 }
 
 func launchOnce(ctx context.Context, o Options, binary string, tb TB) (_ *Server, err error) {
