@@ -21,10 +21,13 @@ var ErrNoPrivilege = errors.New("redistest: network namespaces take Linux, root 
 //
 // [Proxy] breaks connections; this breaks packets, below TCP: nobody refuses,
 // nobody closes, the kernels on both sides retransmit, and a new connection
-// hangs in its handshake. Servers in one namespace talk to each other without
-// crossing the cable. Servers in two namespaces of one process cross both
-// cables; [Netns.Cut] parts them while clients still reach both. A server in a
-// namespace reaches nothing on 127.0.0.1 outside, nor any other network.
+// hangs in its handshake. The cable takes time: what [Server.Kill] does to open
+// connections reaches the client a moment after Kill has returned.
+//
+// Servers in one namespace talk to each other without crossing the cable.
+// Servers in two namespaces of one process cross both cables; [Netns.Cut] parts
+// them while clients still reach both. A server in a namespace reaches nothing
+// on 127.0.0.1 outside, nor any other network.
 //
 // The cable is two TUN devices and a goroutine that carries packets between
 // them. So it needs no ip, tc, iptables or nft, and no kernel modules for them
@@ -129,10 +132,10 @@ func (n *Netns) ServerIP() netip.Addr { return n.server }
 // this machine come from.
 func (n *Netns) ClientIP() netip.Addr { return n.client }
 
-// Drop(true) loses every packet in both directions, also those that Delay holds
-// back: a pulled cable. Drop(false) plugs it in again; TCP then delivers what
-// it still retransmits, after a pause that grew with the length of the outage
-// (0.2 s, doubling).
+// Drop with true loses every packet in both directions, also those that Delay
+// holds back: a pulled cable. With false it plugs it in again; TCP then delivers
+// what it still retransmits, after a pause that grew with the length of the
+// outage (0.2 s, doubling).
 func (n *Netns) Drop(on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -157,9 +160,10 @@ func (n *Netns) Delay(d time.Duration) {
 	n.delay = max(d, 0)
 }
 
-// Cut(other, true) loses every packet between the two namespaces, in both
+// Cut with true loses every packet between the two namespaces, in both
 // directions, while this machine still reaches both: the partition in which
 // clients go on writing to a primary that its replicas and Sentinels have lost.
+// With false it ends.
 func (n *Netns) Cut(other *Netns, on bool) {
 	n.setCut(other, on)
 	other.setCut(n, on)
