@@ -40,6 +40,11 @@ func TestSentinelsAreReadyAndFailOverAsPlanned(t *testing.T) {
 	if fresh == nil || fresh == old {
 		t.Fatal("no new master")
 	}
+	for i, named := range set.named(ctx) {
+		if named != fresh {
+			t.Errorf("Sentinel %d does not name the new master", i)
+		}
+	}
 	got, err := fresh.Client().Get(ctx, "k").Result()
 	must(t, err)
 	if got != "v" {
