@@ -101,7 +101,7 @@ var metricHelp = map[string]string{
 	"decisions_total":                "Decisions by limit, outcome and who answered.",
 	"request_latency_seconds":        "How long callers waited for a decision; shard_id is empty when no shard was concerned.",
 	"redis_command_duration_seconds": "How long one script call to a shard took, whether or not its callers had waited.",
-	"redis_errors_total":             "Operations that failed, by kind of error.",
+	"redis_errors_total":             "Operations and probes that failed, by kind of error.",
 	"circuit_state":                  "State of the circuit breaker: 0 closed, 1 open, 2 half-open.",
 	"circuit_transitions_total":      "Changes of the circuit breaker's state.",
 	"circuit_rejections_total":       "Decisions that the circuit breaker kept from the shard.",
@@ -429,13 +429,17 @@ func (s *shardMetrics) transition(from, to BreakerState) {
 	}
 }
 
-func (s *shardMetrics) probed(ok bool) {
+func (s *shardMetrics) probed(err error) {
 	switch {
 	case s == nil:
-	case ok:
+	case err == nil:
 		s.probes[0].Inc()
+	case errors.Is(err, errNotPrimary):
+		s.probes[1].Inc()
+		s.errors[typeReadonly].Inc()
 	default:
 		s.probes[1].Inc()
+		s.errors[classify(err)].Inc()
 	}
 }
 

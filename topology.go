@@ -205,7 +205,7 @@ func (s *shard) probe() {
 	}
 	result := errProbeLost
 	defer func() {
-		s.metrics.probed(result == nil)
+		s.metrics.probed(result)
 		report(result)
 	}()
 	ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
