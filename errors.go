@@ -40,6 +40,9 @@ func (e *FieldError) Error() string {
 // Unwrap returns ErrInvalid.
 func (e *FieldError) Unwrap() error { return ErrInvalid }
 
+// verbatim is a value that is described, not quoted: nil, or the length of a secret.
+type verbatim string
+
 func invalid(field string, value any, fix string, args ...any) error {
 	var v string
 	switch x := value.(type) {

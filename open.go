@@ -90,7 +90,7 @@ func (g *callGate) close() bool {
 // twice Config.OperationTimeout. ctx bounds Open alone, not the ring.
 func Open(ctx context.Context, c Config) (*Ring, error) {
 	if ctx == nil {
-		return nil, invalid("ctx", "nil", "must be a context; take context.Background()")
+		return nil, invalid("ctx", verbatim("nil"), "must be a context; take context.Background()")
 	}
 	c, err := c.withDefaults()
 	if err != nil {
@@ -111,7 +111,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if err := r.build(); err != nil {
 		r.cancel()
-		return nil, errors.Join(err, r.closeShards())
+		return nil, errors.Join(err, r.closeShards(time.Now(), time.Now()))
 	}
 	down := r.checkShards(ctx, true)
 	if down != nil && c.Strict {
@@ -158,26 +158,58 @@ func (r *Ring) build() error {
 	return nil
 }
 
-// checkShards asks all shards whose breaker is closed how they are.
+// checkShards asks all shards whose breaker is closed how they are. A check-up that does
+// not end in time, as one over a client that was given to us may not, is left behind.
 func (r *Ring) checkShards(ctx context.Context, first bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.config.OperationTimeout)
 	defer cancel()
+	type result struct {
+		shard int
+		err   error
+	}
+	results := make(chan result, len(r.shards))
 	errs := make([]error, len(r.shards))
-	var wg sync.WaitGroup
+	pending := 0
 	for i, s := range r.shards {
-		if !first && !s.breaker.closed.Load() {
+		if (!first && !s.breaker.closed.Load()) || !s.checking.CompareAndSwap(false, true) {
 			continue
 		}
-		wg.Go(func() {
-			if err := s.checkup(ctx, first); err != nil {
-				errs[i] = fmt.Errorf("shard %s: %w", s.id, err)
-				s.ring.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
+		if !r.enter() {
+			break
+		}
+		pending++
+		errs[i] = fmt.Errorf("shard %s: %w", s.id, errCheckup)
+		go func() {
+			defer r.leave()
+			defer s.checking.Store(false)
+			err := s.checkup(ctx, first)
+			if err != nil {
+				err = fmt.Errorf("shard %s: %w", s.id, err)
 			}
-		})
+			results <- result{i, err}
+		}()
 	}
-	wg.Wait()
+	over, late := ctx.Done(), (<-chan time.Time)(nil)
+	for pending > 0 {
+		select {
+		case done := <-results:
+			errs[done.shard] = done.err
+			pending--
+		case <-over: // those that heed it end a moment later
+			over, late = nil, time.After(20*time.Millisecond)
+		case <-late:
+			pending = 0
+		}
+	}
+	for i, err := range errs {
+		if s := r.shards[i]; err != nil {
+			r.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
+		}
+	}
 	return errors.Join(errs...)
 }
+
+var errCheckup = errors.New("the check-up did not end in time")
 
 // keepUp asks the shards every few seconds until Close.
 func (r *Ring) keepUp() {
@@ -212,8 +244,18 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	if !namePattern.MatchString(name) {
 		return nil, invalid("name", name, "must be 1 to 64 of [a-z0-9_.-]: it is a metric label")
 	}
+	switch p := limit.(type) { // pointers to limits are limits too: take what they point to
+	case *TokenBucket:
+		if limit = nil; p != nil {
+			limit = *p
+		}
+	case *SlidingLog:
+		if limit = nil; p != nil {
+			limit = *p
+		}
+	}
 	if limit == nil {
-		return nil, invalid("limit", "nil", "must be a TokenBucket or a SlidingLog")
+		return nil, invalid("limit", verbatim("nil"), "must be a TokenBucket or a SlidingLog")
 	}
 	compiled, err := limit.compile()
 	if err != nil {
@@ -222,7 +264,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget}
 	for _, opt := range opts {
 		if opt == nil {
-			return nil, invalid("opts", "nil", "must be options such as WithPolicy")
+			return nil, invalid("opts", verbatim("nil"), "must be options such as WithPolicy")
 		}
 		if err := opt(&o); err != nil {
 			return nil, fmt.Errorf("limiter %q: %w", name, err)
@@ -260,6 +302,19 @@ func (r *Ring) enter() bool { return r.calls.enter() }
 
 func (r *Ring) leave() { r.calls.leave() }
 
+// String names the shards. A Ring holds credentials and keys, none of which it shows,
+// however it is printed.
+func (r *Ring) String() string {
+	ids := make([]string, len(r.shards))
+	for i, s := range r.shards {
+		ids[i] = s.id
+	}
+	return fmt.Sprintf("ringfence.Ring%v", ids)
+}
+
+// GoString is String, so that %#v shows no credentials either.
+func (r *Ring) GoString() string { return r.String() }
+
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
 // answered, operations in flight have a second to end, and connections that ringfence
 // opened are closed. Clients given to it stay open. Metrics are unregistered. Calling it
@@ -269,19 +324,28 @@ func (r *Ring) Close() error {
 		return nil
 	}
 	r.cancel()
-	<-r.calls.idle
-	err := r.closeShards()
+	// Callers may have long budgets, and a read from a silent server ends with its
+	// time-out or with its connection.
+	now := time.Now()
+	cut, end := now.Add(time.Second), now.Add(1750*time.Millisecond)
+	if !await(cut, r.calls.idle) {
+		for _, s := range r.shards {
+			s.disconnect()
+		}
+		await(now.Add(1500*time.Millisecond), r.calls.idle)
+	}
+	err := r.closeShards(cut, end)
 	if r.metrics != nil {
 		r.config.Registerer.Unregister(r.metrics)
 	}
 	return err
 }
 
-func (r *Ring) closeShards() error {
+func (r *Ring) closeShards(cut, end time.Time) error {
 	errs := make([]error, len(r.shards))
 	var wg sync.WaitGroup
 	for i, s := range r.shards {
-		wg.Go(func() { errs[i] = s.close() })
+		wg.Go(func() { errs[i] = s.close(cut, end) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

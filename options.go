@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -157,13 +158,16 @@ type ShardConfig struct {
 var (
 	idPattern     = regexp.MustCompile(`^[a-zA-Z0-9_.-]{1,64}$`)
 	namePattern   = regexp.MustCompile(`^[a-z0-9_.-]{1,64}$`)
-	prefixPattern = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,32}$`)
+	schemePattern = regexp.MustCompile(`^[a-z]{1,8}([+-][a-z]{1,8})?://$`)
+	// addressPattern is host, host:port or either with a database, and nothing.
+	addressPattern = regexp.MustCompile(`^(([a-zA-Z0-9_.-]+|\[[0-9a-fA-F:.%]+\])?(:[0-9]{1,5})?(/[0-9]{0,5})?)?$`)
+	prefixPattern  = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,32}$`)
 )
 
 // withDefaults checks everything and fills in what is unset.
 func (c Config) withDefaults() (Config, error) {
 	if len(c.Shards) == 0 {
-		return c, invalid("Config.Shards", "[]", "must name at least one shard")
+		return c, invalid("Config.Shards", verbatim("[]"), "must name at least one shard")
 	}
 	if len(c.Shards) > MaxShards {
 		return c, invalid("Config.Shards", len(c.Shards), "must be at most %d shards", MaxShards)
@@ -175,7 +179,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, invalid("Config.Prefix", c.Prefix, "must be 1 to 32 of [a-zA-Z0-9_.:-]")
 	}
 	if len(c.HashKey) != 0 && len(c.HashKey) != 16 {
-		return c, invalid("Config.HashKey", fmt.Sprintf("(%d bytes)", len(c.HashKey)), "must be 16 random bytes, the same in every process")
+		return c, invalid("Config.HashKey", verbatim(fmt.Sprintf("(%d bytes)", len(c.HashKey))), "must be 16 random bytes, the same in every process")
 	}
 	if len(c.InstanceID) > 64 {
 		return c, invalid("Config.InstanceID", c.InstanceID, "must be at most 64 bytes")
@@ -270,7 +274,7 @@ func (s *ShardConfig) check(field string) error {
 	}
 	for i, c := range s.ReplicaClients {
 		if c == nil {
-			return invalid(fmt.Sprintf("%s.ReplicaClients[%d]", field, i), "nil", "must be a client")
+			return invalid(fmt.Sprintf("%s.ReplicaClients[%d]", field, i), verbatim("nil"), "must be a client")
 		}
 	}
 	urls := append([]string{s.Primary}, s.Replicas...)
@@ -296,31 +300,50 @@ func parseURL(raw string) (*redis.Options, error) {
 	case err != nil:
 		return nil, fmt.Errorf("it is not a URL")
 	case u.Scheme != "redis" && u.Scheme != "rediss":
-		return nil, fmt.Errorf("the scheme %q is not known", shorten(u.Scheme))
+		return nil, fmt.Errorf("its scheme is not known")
 	case u.Hostname() == "":
 		return nil, fmt.Errorf("it names no host")
+	case strings.ContainsAny(u.Hostname(), "[]"), strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "["):
+		return nil, fmt.Errorf("its host is not one; an IPv6 address needs brackets")
+	case u.Port() != "" && !isPort(u.Port()):
+		return nil, fmt.Errorf("its port is not one")
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("it has a query or a fragment, which mean nothing here")
 	}
 	o, err := redis.ParseURL(raw)
-	if err != nil {
+	if err != nil || o.DB < 0 {
 		return nil, fmt.Errorf("its path must be empty or the number of a database")
 	}
 	return o, nil
 }
 
-// redactURL is a URL without its credentials, also when it is none.
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
+}
+
+// redactURL is a URL without its credentials and without a query, also when it is none:
+// then whatever may be a password is left out.
 func redactURL(raw string) string {
-	if at := strings.LastIndexByte(raw, '@'); at >= 0 {
-		scheme, _, ok := strings.Cut(raw, "://")
-		if !ok {
-			scheme = ""
-		} else {
-			scheme += "://"
-		}
-		return scheme + "redacted@" + raw[at+1:]
+	scheme, rest, ok := strings.Cut(raw, "://")
+	if scheme += "://"; !ok || !schemePattern.MatchString(scheme) {
+		// Not "user:secret@host" or what else there is before the last @.
+		scheme, rest = "", raw
 	}
-	return raw
+	at := strings.LastIndexByte(rest, '@')
+	if at >= 0 {
+		rest = rest[at+1:]
+	}
+	if end := strings.IndexAny(rest, "?#"); end >= 0 {
+		rest = rest[:end]
+	}
+	if !addressPattern.MatchString(rest) {
+		rest = "..." // a colon may stand before a password
+	}
+	if at >= 0 {
+		rest = "redacted@" + rest
+	}
+	return scheme + rest
 }
 
 // String shows the configuration without credentials and without HashKey.
@@ -335,6 +358,9 @@ func (c Config) String() string {
 
 // GoString is String, so that %#v shows no credentials either.
 func (c Config) GoString() string { return "ringfence.Config" + c.String() }
+
+// MarshalText is String, so that JSON shows no credentials either.
+func (c Config) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // LogValue is String, for log/slog.
 func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
@@ -354,6 +380,9 @@ func (s ShardConfig) String() string {
 
 // GoString is String, so that %#v shows no credentials either.
 func (s ShardConfig) GoString() string { return "ringfence.ShardConfig" + s.String() }
+
+// MarshalText is String, so that JSON shows no credentials either.
+func (s ShardConfig) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // LogValue is String, for log/slog.
 func (s ShardConfig) LogValue() slog.Value { return slog.StringValue(s.String()) }

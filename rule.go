@@ -1,6 +1,7 @@
 package ringfence
 
 import (
+	"fmt"
 	"math/bits"
 	"strconv"
 	"time"
@@ -37,6 +38,9 @@ type rule struct {
 
 const micro = int64(time.Microsecond)
 
+// maxFill is MaxWindow in us.
+const maxFill = int64(MaxWindow / time.Microsecond)
+
 func (b TokenBucket) compile() (*rule, error) {
 	const field = "TokenBucket."
 	if b.Rate < 1 {
@@ -51,21 +55,30 @@ func (b TokenBucket) compile() (*rule, error) {
 	per := int64(b.Per) / micro
 	g := gcd(b.Rate, per)
 	n, p := b.Rate/g, per/g
-	// The scripts multiply costs up to Burst by numbers below n (token_bucket.lua).
-	if most := maxExact/n - 1; b.Burst > most {
+	// The scripts multiply costs up to Burst by numbers below n (token_bucket.lua), and
+	// an empty bucket may take MaxWindow to fill: Burst * p <= MaxWindow * n.
+	exact := maxExact/n - 1
+	if exact < 1 {
+		return nil, invalid(field+"Rate", b.Rate,
+			"with Per = %s it is %d every %dµs in lowest terms, too fine for exact arithmetic whatever the Burst; take a rounder Rate",
+			b.Per, n, p)
+	}
+	fills := int64(maxInt64)
+	if hi, lo := bits.Mul64(uint64(maxFill), uint64(n)); hi < uint64(p) {
+		if q, _ := bits.Div64(hi, lo, uint64(p)); q < maxInt64 {
+			fills = int64(q)
+		}
+	}
+	if most := min(exact, fills); b.Burst > most {
+		reason := fmt.Sprintf("an empty bucket would take over %s to fill", MaxWindow)
+		if exact < fills {
+			reason = fmt.Sprintf("the arithmetic would not be exact, for that is %d every %dµs in lowest terms", n, p)
+		}
 		return nil, invalid(field+"Burst", b.Burst,
-			"with Rate = %d and Per = %s, which is %d every %dµs in lowest terms, the arithmetic is exact up to Burst = %d; take a smaller Burst or a rounder Rate",
-			b.Rate, b.Per, n, p, max(most, 0))
+			"must be at most %d with Rate = %d and Per = %s (above that %s); take a smaller Burst or another Rate",
+			most, b.Rate, b.Per, reason)
 	}
 	hi, lo := bits.Mul64(uint64(b.Burst), uint64(p))
-	maxFill := uint64(MaxWindow / time.Microsecond)
-	if hi >= uint64(n) || func() bool { q, _ := bits.Div64(hi, lo, uint64(n)); return q >= maxFill }() {
-		mh, ml := bits.Mul64(maxFill, uint64(n))
-		most, _ := bits.Div64(mh%uint64(p), ml, uint64(p))
-		return nil, invalid(field+"Burst", b.Burst,
-			"with Rate = %d and Per = %s an empty bucket would take over %s to fill; take a Burst below %d or a higher Rate",
-			b.Rate, b.Per, MaxWindow, most)
-	}
 	bq, br := bits.Div64(hi, lo, uint64(n))
 	r := &rule{
 		algo: algoTokenBucket, capacity: b.Burst, maxCost: b.Burst,
@@ -110,6 +123,15 @@ func (r *rule) setArgs(numbers ...int64) {
 // state is what the scripts say of a key after a call: the a, b, c of one reply entry,
 // described in scripts/token_bucket.lua and scripts/sliding_log.lua.
 type state struct{ a, b, c int64 }
+
+// plausible says whether a script can have said so: the arithmetic below is for such
+// states only.
+func (r *rule) plausible(s state) bool {
+	if min(s.a, s.b, s.c) < 0 || max(s.a, s.b, s.c) >= maxExact {
+		return false
+	}
+	return r.algo == algoSlidingLog || (s.b < r.n && (s.a < r.bq || (s.a == r.bq && s.b <= r.br)))
+}
 
 // remaining returns the whole units left.
 func (r *rule) remaining(s state) int64 {

@@ -131,21 +131,25 @@ func decodeReply(reply []int64, reqs []*request) error {
 	if want := replyHead + replyEntries*len(reqs); len(reply) != want {
 		return fmt.Errorf("%w: %d values, want %d", errProtocol, len(reply), want)
 	}
-	for i, v := range reply {
-		if v < 0 {
-			return fmt.Errorf("%w: value %d is %d", errProtocol, i, v)
+	now := reply[0]
+	if now < 0 || now >= maxExact {
+		return fmt.Errorf("%w: the server's clock shows %d us", errProtocol, now)
+	}
+	for i, r := range reqs {
+		e := reply[replyHead+i*replyEntries:][:replyEntries]
+		s := state{e[2], e[3], e[4]}
+		switch {
+		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > 1:
+			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
+		case e[0] != statusDecided && (e[1] != 0 || s != state{}):
+			return fmt.Errorf("%w: entry %d has status %d and yet %d granted and the state %v", errProtocol, i, e[0], e[1], s)
+		case e[0] == statusDecided && !r.rule.plausible(s):
+			return fmt.Errorf("%w: entry %d has the state %v", errProtocol, i, s)
 		}
 	}
-	now := reply[0]
 	for i, r := range reqs {
 		e := reply[replyHead+i*replyEntries:]
-		if e[0] > statusRefused || e[1] > 1 {
-			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
-		}
-		r.now = now
-		r.status = int(e[0])
-		r.granted = e[1]
-		r.state = state{e[2], e[3], e[4]}
+		r.now, r.status, r.granted, r.state = now, int(e[0]), e[1], state{e[2], e[3], e[4]}
 	}
 	return nil
 }

@@ -22,6 +22,7 @@ import (
 type Shards struct {
 	mu      sync.Mutex // guards the following
 	servers []*miniredis.Miniredis
+	addrs   []string // miniredis forgets its own when it is closed
 	running []bool
 }
 
@@ -39,6 +40,7 @@ func Start(n int) (*Shards, error) {
 			return nil, errors.Join(fmt.Errorf("embedded: cannot listen on loopback: %w", err), s.Close())
 		}
 		s.servers = append(s.servers, m)
+		s.addrs = append(s.addrs, m.Addr())
 		s.running = append(s.running, true)
 	}
 	return s, nil
@@ -49,10 +51,10 @@ func (s *Shards) Config() []ringfence.ShardConfig {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]ringfence.ShardConfig, len(s.servers))
-	for i, m := range s.servers {
+	for i := range s.servers {
 		out[i] = ringfence.ShardConfig{
 			ID:           fmt.Sprintf("embedded-%d", i),
-			Primary:      "redis://" + m.Addr(),
+			Primary:      "redis://" + s.addrs[i],
 			PlainScripts: true,
 		}
 	}
@@ -92,7 +94,7 @@ func (s *Shards) Revive(i int) error {
 	}
 	m := miniredis.NewMiniRedis()
 	m.ClockTTL(true)
-	addr := s.servers[i].Addr()
+	addr := s.addrs[i]
 	if err := m.StartAddr(addr); err != nil {
 		return fmt.Errorf("embedded: cannot listen on %s again: %w", addr, err)
 	}
@@ -111,14 +113,14 @@ func (s *Shards) SetTime(i int, at time.Time) error {
 	return nil
 }
 
-// Addr returns the address of shard i.
+// Addr returns the address of shard i, also while it is dead.
 func (s *Shards) Addr(i int) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.check(i); err != nil {
 		return "", err
 	}
-	return s.servers[i].Addr(), nil
+	return s.addrs[i], nil
 }
 
 // check refuses an index that is none. Requires s.mu.

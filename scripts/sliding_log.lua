@@ -45,7 +45,7 @@ local function log_read(key, limit, now)
   local seq, offset = tonumber(digits), 0
   if off ~= '' then
     offset = tonumber(string.match(off, '^~(%d+)$') or '')
-    if not offset then return 2 end
+    if not offset or offset > 9007199254740991 then return 2 end
   end
   local t, gap, anchor = now + offset, 0, nil
   if t < score then

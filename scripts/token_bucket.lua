@@ -20,7 +20,8 @@
 -- A clock that steps back by at most the time to fill stops the refill until it has
 -- caught up; by more, the bucket goes on from the new instant with the tokens it has.
 
-local slack_ms = 5000
+-- most_us is 366 days.
+local slack_ms, most_us = 5000, 31622400000000
 
 -- The largest whole x with x tokens worth at most a us and b/n of one.
 local function bucket_whole(a, b, n, pq, pr)
@@ -76,13 +77,17 @@ local function bucket_read(key, limit, now)
     local old_n, old_p, old_burst = string.match(unit, '^(%d+):(%d+):(%d+)$')
     n, burst = tonumber(old_n or ''), tonumber(old_burst or '')
     local p = tonumber(old_p or '')
-    if not (n and p and burst) or n < 1 or p < 1 or burst < 1 or n * (burst + 1) > 9007199254740992 then
+    -- What Go would have refused must not get into the arithmetic: beyond 2^53 the
+    -- searches above never end.
+    if not (n and p and burst) or n < 1 or p < 1 or burst < 1
+      or n * (burst + 1) > 9007199254740992 or p > most_us then
       return 2
     end
     pq = math.floor(p / n)
     pr = p - pq * n
     local k = math.floor(burst * pr / n)
     bq, br = burst * pq + k, burst * pr - k * n
+    if bq > most_us then return 2 end
   end
   if r >= n then return 2 end
   if d > bq or (d == bq and r > br) then
