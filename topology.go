@@ -221,7 +221,7 @@ func (s *shard) probe() {
 	}
 	result := errProbeLost
 	defer func() {
-		s.metrics.probed(result == nil)
+		s.metrics.probed(result)
 		if result != nil && classify(result).refused {
 			s.failed(result)
 		}
