@@ -76,6 +76,20 @@ func (l BucketLimit) time(tokens *big.Rat) *big.Rat {
 // fill is how many whole us an empty bucket takes to fill.
 func (l BucketLimit) fill() int64 { return floor(l.time(rat(l.Burst))) }
 
+// round is what a bucket of this limit makes of tokens left by another: no more than it
+// holds, in whole steps of those in which it fills. With Rate/Per in lowest terms, tokens
+// come in Per-ths.
+func (l BucketLimit) round(tokens *big.Rat) *big.Rat {
+	steps := big.NewRat(l.Per, l.Rate).Num()
+	down := new(big.Int).Mul(tokens.Num(), steps)
+	down.Div(down, tokens.Denom())
+	rounded := new(big.Rat).SetFrac(down, steps)
+	if full := rat(l.Burst); rounded.Cmp(full) > 0 {
+		return full
+	}
+	return rounded
+}
+
 // Bucket is one key of a token bucket. The zero value is a fresh one: full.
 type Bucket struct {
 	limit  BucketLimit // under which it was last written
@@ -113,7 +127,7 @@ func (b *Bucket) view(l BucketLimit, now int64) (tokens *big.Rat, clock int64, t
 	}
 	if l != b.limit {
 		tr.Converted = true
-		tokens = rat(min(floor(tokens), l.Burst))
+		tokens = l.round(tokens)
 	}
 	return tokens, clock, tr
 }
@@ -132,7 +146,7 @@ func take(tokens *big.Rat, c Call) (granted int64, left *big.Rat) {
 // gets, in milliseconds, or 0 when nothing is written.
 func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, tr Trace) {
 	tokens, clock, tr := b.view(l, now)
-	write := tr.Anchored
+	write := tr.Anchored || tr.Converted
 	for _, d := range c.Debit {
 		tokens = new(big.Rat).Sub(tokens, rat(d.Units))
 		if tokens.Sign() < 0 {
