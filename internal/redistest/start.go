@@ -22,5 +22,7 @@ func Start(t TB, o Options) *Server {
 		return nil
 	}
 	t.Cleanup(s.Stop)
+	// By this line the test counter knows a test against a real server.
+	t.Logf("real redis-server %s", s.Addr())
 	return s
 }
