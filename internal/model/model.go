@@ -10,7 +10,10 @@
 // whoever plays the server calls Forget when it has passed.
 package model
 
-import "math/big"
+import (
+	"math/big"
+	"slices"
+)
 
 // Call is one entry of a script call.
 type Call struct {
@@ -237,13 +240,14 @@ func (g *Log) view(l LogLimit, now int64) (clock, gap, offset int64, gone int, t
 		clock, gap = newest, behind
 	}
 	for _, hit := range g.hits {
-		if hit+l.Window > clock {
-			break
+		left := hit + l.Window - clock // us for which it still counts
+		if left > 1 {
+			break // and so do the following
 		}
-		gone++
-	}
-	for _, hit := range g.hits {
-		switch hit + l.Window - clock {
+		if left <= 0 {
+			gone++
+		}
+		switch left {
 		case 0:
 			tr.Leaving++
 		case 1:
@@ -323,11 +327,7 @@ func (g *Log) insert(at, units int64) {
 	for i > 0 && g.hits[i-1] > at {
 		i--
 	}
-	hits := append([]int64(nil), g.hits[:i]...)
-	for range units {
-		hits = append(hits, at)
-	}
-	g.hits = append(hits, g.hits[i:]...)
+	g.hits = slices.Insert(g.hits, i, slices.Repeat([]int64{at}, int(units))...)
 }
 
 // Look says what Charge would grant, and how the log is without it.
