@@ -77,9 +77,10 @@ func TestTheStoredBytesOfABucket(t *testing.T) {
 				t.Errorf("%s: %s\nwant %s", row.what, got, row.want)
 			}
 		}
-		// Another limit under the same name (a process with a new configuration): whole
-		// tokens move over, rounded down. 30 * 98333.33/100000 used are 29.5, so half a
-		// token is left, so none: 60 of 60 are missing.
+		// Another limit under the same name (a process with a new configuration): what is left
+		// moves over. 30 * 98333.33/100000 used are 29.5, so half a token is left and 59.5 of
+		// 60 are missing: 59500 us at once, written by the denied call, 58500 after 2 ms and
+		// one token more.
 		next := suiteLimiter(t, p.open(t), "b", ringfence.TokenBucket{Rate: 1, Per: time.Millisecond, Burst: 60})
 		if d := takeExactly(t, next, "k", 1); d.Allowed {
 			t.Errorf("a changed limit minted a token: %+v", d)
@@ -88,7 +89,7 @@ func TestTheStoredBytesOfABucket(t *testing.T) {
 		if d := takeExactly(t, next, "k", 1); !d.Allowed {
 			t.Errorf("a changed limit does not go on: %+v", d)
 		}
-		want := "d=60000 r=0 t=1795239934126456 u=1:1000:60"
+		want := "d=58500 r=0 t=1795239934126456 u=1:1000:60"
 		if got := storedAs(t, p, next, "k"); got != want {
 			t.Errorf("after the change: %s\nwant %s", got, want)
 		}

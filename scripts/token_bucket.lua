@@ -149,6 +149,7 @@ end
 
 -- How many of count callers of this cost fit, and the bucket after them.
 local function bucket_take(limit, d, r, cost, count)
+  if count == 0 then return 0, d, r end
   local n, pq, pr, bq, br = limit[2], limit[3], limit[4], limit[5], limit[6]
   local units = cost
   if count > 1 then
