@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -73,7 +74,8 @@ type nodeConfig struct {
 //   - nothing is sent twice: what timed out may have run, and would be charged again;
 //   - one time-out bounds dialing, waiting for a connection, writing and reading;
 //   - no notification may stretch the time-outs (maintenance mode makes them 10 s);
-//   - the pool holds every operation that can be in flight, and those of the probes.
+//   - the pool holds every operation that can be in flight, and those of the probes;
+//   - the pool does not hear of dials that fail, see failLater.
 func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 	o, err := parseURL(url)
 	if err != nil {
@@ -89,9 +91,11 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 	o.PoolSize = c.poolSize
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	dial := redis.NewDialer(o)
 	if c.dialer != nil {
-		o.Dialer = withTLS(c.dialer, o.TLSConfig)
+		dial = withTLS(c.dialer, o.TLSConfig)
 	}
+	o.Dialer = failLater(dial)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -112,6 +116,52 @@ func (n *redisNode) setScripts(plain bool) {
 		n.scripts = plainScripts
 	}
 }
+
+// failLater turns a failed dial into a connection that fails when it is used. go-redis
+// counts failed dials over the life of a pool, and after as many as the pool is large
+// dials nothing for anybody any more but asks once a second, for ever and beyond Close.
+// That is 60 dials a minute to a dead server, and a second more until it is found alive;
+// when to try again is the breaker's to decide.
+func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, error)) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return deadConn{err}, nil
+		}
+		return conn, nil
+	}
+}
+
+// deadConn is a connection that was never made.
+type deadConn struct{ err error }
+
+// Read says why there is no connection, and so does Write; the rest does nothing.
+func (c deadConn) Read([]byte) (int, error) { return 0, c.err }
+
+// Write is like Read.
+func (c deadConn) Write([]byte) (int, error) { return 0, c.err }
+
+// Close does nothing.
+func (c deadConn) Close() error { return nil }
+
+// LocalAddr is nowhere.
+func (c deadConn) LocalAddr() net.Addr { return &net.TCPAddr{} }
+
+// RemoteAddr is nowhere.
+func (c deadConn) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+
+// SetDeadline does nothing.
+func (c deadConn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing.
+func (c deadConn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing.
+func (c deadConn) SetWriteDeadline(time.Time) error { return nil }
+
+// SyscallConn fails, which is how go-redis finds out that a connection in its pool is not
+// fit for use: one whose dial outlasted the operation that wanted it ends up there.
+func (c deadConn) SyscallConn() (syscall.RawConn, error) { return nil, c.err }
 
 // withTLS adds what go-redis does itself only for its own dialer.
 func withTLS(dial func(ctx context.Context, network, addr string) (net.Conn, error), conf *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
