@@ -22,5 +22,6 @@ func Start(t TB, o Options) *Server {
 		return nil
 	}
 	t.Cleanup(s.Stop)
+	t.Logf("real redis-server at %s", s.Addr())
 	return s
 }
