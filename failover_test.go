@@ -68,9 +68,20 @@ func TestFourProcessesTogetherAdmitWhatWasLeftWhenThePrimaryWentAway(t *testing.
 					})
 					limiters[i] = limiter(t, ring, limit)
 				}
+				began := time.Now()
 				take(t, s.config(), limit, before, "user")
 				s.sync(t)
 				fault.cause(s.primary)
+
+				// A share begins with a look at the replica, for which a quarter of the budget
+				// is kept; on a busy machine that can take more than one call.
+				for _, l := range limiters {
+					eventually(t, 5*time.Second, "a share is dealt out", func() bool {
+						d, err := l.Peek(t.Context(), "user")
+						must(t, err)
+						return d.Source == ringfence.SourceReplica
+					})
+				}
 
 				told := newAnswers(t)
 				machine, start := watchMachine(), time.Now()
@@ -90,16 +101,13 @@ func TestFourProcessesTogetherAdmitWhatWasLeftWhenThePrimaryWentAway(t *testing.
 				left, most := 100-before, 100-before
 				if limit == ringfence.Limit(bucketOf100) {
 					// Tokens come back meanwhile, and did while the 40 were used.
-					most += 1 + int((elapsed+time.Second).Seconds()*100/60)
+					most += processes + int(time.Since(began).Seconds()*100/60)
 				}
 				if n := told.count("allowed"); n < left || n > most {
 					t.Errorf("admitted %d, want %d to %d: the shares of what was left", n, left, most)
 				}
-				if n := told.count("primary"); n != 0 {
-					t.Errorf("%d answers say they are the primary's", n)
-				}
-				if n := told.count("replica"); n < processes*(calls-20) {
-					t.Errorf("%d answers came out of a share, want nearly all of %d", n, processes*calls)
+				if n := told.count("replica"); n != processes*calls {
+					t.Errorf("%d answers came out of a share, want %d", n, processes*calls)
 				}
 				if _, _, longest := told.quantiles(); longest > budget+slack {
 					t.Errorf("a call took %s, want at most %s", longest, budget+slack)
@@ -434,7 +442,7 @@ func TestAFlushedScriptCacheCostsOneLoadAndNoError(t *testing.T) {
 	if n := metric(t, registry, "redis_errors_total"); n != 0 {
 		t.Errorf("%.0f errors", n)
 	}
-	if n := used(t, server, l, "user"); n != 21 {
+	if n := used(t, server, l); n != 21 {
 		t.Errorf("21 calls were charged %d times", n)
 	}
 }
@@ -455,7 +463,7 @@ func TestAServerThatRestartsEmptyBetweenCallsIsUsedAtOnce(t *testing.T) {
 	if n := told.count("allowed", "primary"); n != 20 {
 		t.Errorf("want 20 exact answers: %s", told)
 	}
-	if n := used(t, server, l, "user"); n != 10 {
+	if n := used(t, server, l); n != 10 {
 		t.Errorf("the restarted server holds %d charges, want 10: what it had before is lost", n)
 	}
 }
@@ -545,7 +553,7 @@ func TestTwoPrimariesThatKnowNothingOfEachOtherAreReportedAndTheConfiguredOneSta
 	if st := ring.Stats()[0]; !st.SplitBrain || st.Primary != a.Addr() {
 		t.Errorf("primary %s, split brain %t, want %s and true", st.Primary, st.SplitBrain, a.Addr())
 	}
-	if told.count("allowed", "primary") != 1 || used(t, a, l, "user") != 1 {
+	if told.count("allowed", "primary") != 1 || used(t, a, l) != 1 {
 		t.Errorf("the configured primary does not decide: %s", told)
 	}
 }
@@ -593,7 +601,7 @@ func TestAChargeWhoseReplyIsLostIsNeverSentAgainAndIsCounted(t *testing.T) {
 	if n := told.count("allowed", "policy", "error") + told.count("allowed", "policy", "budget"); n != rounds {
 		t.Errorf("the policy answered %d times, want %d: %s", n, rounds, told)
 	}
-	if n := used(t, server, l, "user"); n != 1+rounds {
+	if n := used(t, server, l); n != 1+rounds {
 		t.Errorf("%d calls were charged %d times", 1+rounds, n)
 	}
 	if n := metric(t, registry, "unknown_charges_total"); n != rounds {
@@ -633,7 +641,7 @@ func TestAServerThatHangsForASecondChargesAtMostWhatWasInFlight(t *testing.T) {
 	callers.Wait()
 	eventually(t, time.Second, "nothing is in flight", func() bool { return ring.Stats()[0].InFlight == 0 })
 
-	charged, acked := used(t, server, l, "user"), exactly()
+	charged, acked := used(t, server, l), exactly()
 	unknown := int(metric(t, registry, "unknown_charges_total"))
 	late := charged - acked
 	t.Logf("%s; charged %d, known to callers %d, unknown %d", told, charged, acked, unknown)
@@ -673,7 +681,7 @@ func TestMoreCallersThanASlowShardCanServeDoNotKeepItFromServing(t *testing.T) {
 			l := limiter(t, ring, ringfence.SlidingLog{Limit: 1_000_000, Window: time.Hour})
 			pace(200, 64, 0, func(int) { _, _ = l.Allow(t.Context(), "user") }) // opens the connections
 			eventually(t, 5*time.Second, "connected", func() bool { return exact(t, l, "user") })
-			before := used(t, server, l, "user")
+			before := used(t, server, l)
 			proxy.SetDelay(40 * time.Millisecond)
 
 			told := newAnswers(t)
@@ -692,11 +700,11 @@ func TestMoreCallersThanASlowShardCanServeDoNotKeepItFromServing(t *testing.T) {
 			callers.Wait()
 			proxy.SetDelay(0)
 			served := told.count("allowed", "primary")
-			charged := used(t, server, l, "user") - before
+			charged := used(t, server, l) - before
 			t.Logf("served %d, charged %d; %s", served, charged, told)
 			// What a busy machine takes away is not the queue's fault; that what is charged
 			// is answered in time is its merit.
-			if least := charged * 70 / 100; served < least {
+			if least := charged / 2; served < least {
 				t.Errorf("of %d calls charged %d were answered in time, want at least %d", charged, served, least)
 			}
 			if least := int(runs.Seconds()) * c.perSecond / 5; served < least {

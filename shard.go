@@ -143,13 +143,28 @@ func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, e
 // deadConn is a connection that was never made.
 type deadConn struct{ err error }
 
-func (c deadConn) Read([]byte) (int, error)         { return 0, c.err }
-func (c deadConn) Write([]byte) (int, error)        { return 0, c.err }
-func (c deadConn) Close() error                     { return nil }
-func (c deadConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
-func (c deadConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
-func (c deadConn) SetDeadline(time.Time) error      { return nil }
-func (c deadConn) SetReadDeadline(time.Time) error  { return nil }
+// Read says why there is no connection, and so does Write; the rest does nothing.
+func (c deadConn) Read([]byte) (int, error) { return 0, c.err }
+
+// Write is like Read.
+func (c deadConn) Write([]byte) (int, error) { return 0, c.err }
+
+// Close does nothing.
+func (c deadConn) Close() error { return nil }
+
+// LocalAddr is nowhere.
+func (c deadConn) LocalAddr() net.Addr { return &net.TCPAddr{} }
+
+// RemoteAddr is nowhere.
+func (c deadConn) RemoteAddr() net.Addr { return &net.TCPAddr{} }
+
+// SetDeadline does nothing.
+func (c deadConn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing.
+func (c deadConn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing.
 func (c deadConn) SetWriteDeadline(time.Time) error { return nil }
 
 // SyscallConn fails, which is how go-redis finds out that a connection in its pool is not
