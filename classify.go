@@ -21,8 +21,8 @@ type errorType struct {
 	// ran: the operation may have run, so what it charged is unknown.
 	ran bool
 	// refused: the server will not do it for us. Waiting changes nothing, so the breaker
-	// stays closed and somebody is told; the ladder answers, a replica included if that
-	// does not refuse too.
+	// stays closed, somebody is told, and the failure policy answers without asking a
+	// replica.
 	refused bool
 	// moved: the server is not, or no longer, the primary.
 	moved bool

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "0a19d44b98824b6c1f31b33ec57e6e3f62a1c721"},
-		{"look on Redis", redisScripts.look, "3be6e9acdb04b4d1c1e44b503b8fe7e319e8f878"},
-		{"charge, plain", plainScripts.charge, "af585fb65165c18effdc3213b9d5c2248c0d2823"},
-		{"look, plain", plainScripts.look, "318667e2d810ecad1087f4cd6f8be3a7484128d4"},
+		{"charge on Redis", redisScripts.charge, "9c540318d7c49da0414f9e3ac539f0cfd8cae9a1"},
+		{"look on Redis", redisScripts.look, "f46eb263f617bbf7ee7bb61a6762a628b50d8f50"},
+		{"charge, plain", plainScripts.charge, "93c4ecf073abb3bc149122fdf92782b70c09fa69"},
+		{"look, plain", plainScripts.look, "6f6b154ab52525e49fbef5d342e45c21f4e3b2fe"},
 	} {
 		if c.got.sha != c.want {
 			t.Errorf("%s: %s, pinned %s", c.name, c.got.sha, c.want)
