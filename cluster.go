@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
 // A Redis Cluster stands where a shard does: the ring gives it its part of the keys, and
@@ -22,10 +23,11 @@ import (
 // takes over; slots that move take their keys along to another shard, which is the one
 // case in which a key changes shards.
 type redisClusterShards struct {
-	name string
-	ring *Ring
-	rw   *redis.ClusterClient // follows redirections to masters
-	ro   *redis.ClusterClient // looks on replicas
+	name   string
+	ring   *Ring
+	member int                  // of the ring
+	rw     *redis.ClusterClient // follows redirections to masters
+	ro     *redis.ClusterClient // looks on replicas
 
 	slots atomic.Pointer[[slotCount]uint16] // slot -> index in shards
 	list  atomic.Pointer[[]*shard]
@@ -33,15 +35,18 @@ type redisClusterShards struct {
 	refreshing atomic.Bool
 	refreshed  atomic.Int64 // when last, on the ring's clock
 
-	mu      sync.Mutex // guards the following
+	closed   sync.Once
+	closeErr error // of closed
+
+	mu      sync.Mutex        // guards the following
 	servers []map[string]bool // shard -> ids of the servers seen in it
 }
 
 // refreshPause keeps a burst of errors from asking for the topology again and again.
 const refreshPause = 200 * time.Millisecond
 
-func newCluster(r *Ring, c ShardConfig, t *target) (*redisClusterShards, error) {
-	k := &redisClusterShards{name: c.ID, ring: r}
+func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterShards, error) {
+	k := &redisClusterShards{name: c.ID, ring: r, member: member}
 	o := clusterOptions(r.config, t)
 	k.rw = redis.NewClusterClient(o)
 	look := *o
@@ -56,9 +61,8 @@ func newCluster(r *Ring, c ShardConfig, t *target) (*redisClusterShards, error) 
 }
 
 func clusterOptions(c Config, t *target) *redis.ClusterOptions {
-	return &redis.ClusterOptions{
+	o := &redis.ClusterOptions{
 		Addrs: t.addrs, Username: t.username, Password: t.password, TLSConfig: t.tls,
-		Dialer: withTLSOrNil(c.Dialer, t.tls),
 		// Redirections are followed; what may have run is not sent again, because the
 		// commands say NoRetry.
 		MaxRedirects: 3, MinRetryBackoff: -1, MaxRetryBackoff: -1,
@@ -68,7 +72,12 @@ func clusterOptions(c Config, t *target) *redis.ClusterOptions {
 		ContextTimeoutEnabled: true, PoolSize: c.InFlight + 4, DisableIdentity: true,
 		// go-redis would stay with a dead master for a minute.
 		ClusterStateReloadInterval: time.Second,
+		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
+	if c.Dialer != nil {
+		o.Dialer = withTLS(c.Dialer, t.tls)
+	}
+	return o
 }
 
 // add makes one more shard. Its nodes are both clients, which find the server by slot.
@@ -77,15 +86,15 @@ func (k *redisClusterShards) add() error {
 	if p := k.list.Load(); p != nil {
 		list = *p
 	}
-	id := k.name + "-" + strconv.Itoa(len(list))
-	s, err := newShardOf(k.ring, id, func(s *shard) ([]node, error) {
+	index := len(list)
+	s, err := newShardOf(k.ring, k.name+"-"+strconv.Itoa(index), k.member, func(s *shard) error {
 		s.cluster = k
 		conf := nodeConfig{loaded: s.metrics.scriptLoaded}
-		index := len(list)
-		return []node{
+		s.nodes = []node{
 			&clusterNode{redisNode: newClientNode(k.rw, conf, false), of: k, shard: index, client: k.rw},
 			&clusterNode{redisNode: newClientNode(k.ro, conf, false), of: k, shard: index, client: k.ro, replica: true},
-		}, nil
+		}
+		return nil
 	})
 	if err != nil {
 		return err
@@ -185,16 +194,50 @@ func (k *redisClusterShards) refreshSoon() {
 	go func() {
 		defer k.ring.leave()
 		defer k.refreshing.Store(false)
-		ctx, cancel := context.WithTimeout(k.ring.ctx, 2*k.ring.config.OperationTimeout)
-		defer cancel()
-		if err := k.refresh(ctx); err != nil {
-			k.ring.log.warn(k.name, "topology", "cannot ask the cluster for its slots", "cluster", k.name, "error", err.Error())
-		}
+		k.refreshIn(k.ring.ctx, 2*k.ring.config.OperationTimeout)
 	}()
 }
 
+// refreshIn is refresh with a time of its own; failures are logged.
+func (k *redisClusterShards) refreshIn(ctx context.Context, most time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	if err := k.refresh(ctx); err != nil {
+		k.ring.log.warn(k.name, "topology", "cannot ask the cluster for its slots", "cluster", k.name, "error", err.Error())
+	}
+}
+
+// active are the shards that own slots; a master that has lost all of its own is no shard
+// any more. As long as none is known to own any, the first stands for the cluster.
+func (k *redisClusterShards) active() []*shard {
+	list, owns := *k.list.Load(), map[uint16]bool{}
+	for _, i := range k.slots.Load() {
+		owns[i] = true
+	}
+	var out []*shard
+	for i, s := range list {
+		if owns[uint16(i)] {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// share is the part of the cluster's slots that a shard owns.
+func (k *redisClusterShards) share(s *shard) float64 {
+	list, n := *k.list.Load(), 0
+	for _, i := range k.slots.Load() {
+		if list[i] == s {
+			n++
+		}
+	}
+	return float64(n) / slotCount
+}
+
+// close closes both clients, once.
 func (k *redisClusterShards) close() error {
-	return errors.Join(k.rw.Close(), k.ro.Close())
+	k.closed.Do(func() { k.closeErr = errors.Join(k.rw.Close(), k.ro.Close()) })
+	return k.closeErr
 }
 
 // clusterNode is what a shard of a cluster has for a server: the master of its slots, or
@@ -358,5 +401,5 @@ func (n *clusterNode) load(ctx context.Context) error {
 
 func (n *clusterNode) addr() string { return "cluster " + n.of.name }
 
-// close leaves the clients to the cluster.
-func (n *clusterNode) close() error { return nil }
+// close closes the clients that all shards of the cluster share.
+func (n *clusterNode) close() error { return n.of.close() }

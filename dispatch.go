@@ -36,6 +36,7 @@ type request struct {
 	granted int64
 	state   state
 	err     error
+	failed  error // its own error in an operation that did not fail as a whole
 
 	stage atomic.Uint32
 	refs  atomic.Int32
@@ -70,7 +71,7 @@ func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *r
 	r := requestPool.Get().(*request)
 	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
 	r.name = space.append(r.name[:0], h)
-	r.now, r.status, r.granted, r.state, r.err, r.next = 0, 0, 0, state{}, nil, nil
+	r.now, r.status, r.granted, r.state, r.err, r.failed, r.next = 0, 0, 0, state{}, nil, nil, nil
 	r.op.Store(nil)
 	r.stage.Store(stageQueued)
 	r.refs.Store(2)
@@ -393,8 +394,12 @@ func (d *dispatcher) learn(took int64) {
 
 func (d *dispatcher) finish(batch []*request, err error) {
 	for i, r := range batch {
-		if late := r.answer(err); late || err != nil {
-			d.lost(r, err, late)
+		own := err
+		if own == nil {
+			own = r.failed
+		}
+		if late := r.answer(own); late || own != nil {
+			d.lost(r, own, late)
 		}
 		r.release()
 		batch[i] = nil

@@ -250,13 +250,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(name string, v float64, labels ...string) { emit(name, prometheus.GaugeValue, v, labels...) }
 	var states [3]int
-	for i, s := range m.ring.shards {
+	for _, s := range m.ring.all() {
 		state := s.breaker.stats().State
 		states[state]++
 		gauge("circuit_state", float64(state), s.id)
 		gauge("inflight_operations", float64(s.inFlight()), s.id)
 		gauge("queue_entries", float64(len(s.charges.queue)), s.id)
-		gauge("ring_key_share_ratio", m.ring.table.share(i), s.id)
+		gauge("ring_key_share_ratio", m.ring.share(s), s.id)
 		s.mu.Lock()
 		up, split, offset, lag, mismatch := s.up, s.splitView, s.offset, s.lag, s.mismatch
 		s.mu.Unlock()

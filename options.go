@@ -138,7 +138,12 @@ type ShardConfig struct {
 	// ID names the shard for good: it decides which keys are its own, and is a metric
 	// label. [a-zA-Z0-9_.-], 1 to 64. Addresses may change; ids should not.
 	ID string
-	// Primary is redis://[user:password@]host[:port][/db] or rediss:// for TLS.
+	// Primary is redis://[user:password@]host[:port][/db], or rediss:// for TLS.
+	//
+	// It can also name a Sentinel set, redis+sentinel://[user:password@]host[:port],.../master[/db],
+	// whose master is the primary, or a whole Redis Cluster, redis+cluster://[user:password@]host[:port],...,
+	// each of whose masters is a shard then, with the ids <ID>-0, <ID>-1 and so on. The
+	// credentials are the servers'; rediss+sentinel and rediss+cluster are for TLS.
 	Primary string
 	// Replicas are the replicas' URLs; none, one or several.
 	Replicas []string
@@ -292,8 +297,12 @@ func (s *ShardConfig) check(field string) error {
 		} else if s.Client != nil {
 			continue
 		}
-		if _, err := parseURL(u); err != nil {
-			return invalid(name, redactURL(u), "%s; write redis://[user:password@]host[:port][/db], or rediss:// for TLS", err)
+		t, err := parseTarget(u)
+		if err != nil {
+			return invalid(name, redactURL(u), "%s; write redis://[user:password@]host[:port][/db], or rediss:// for TLS, or redis+sentinel://host,host/master, or redis+cluster://host,host", err)
+		}
+		if t.kind != oneServer && (i > 0 || len(urls) > 1 || len(s.ReplicaClients) > 0) {
+			return invalid(name, redactURL(u), "a Sentinel set or a Redis Cluster knows its replicas itself; leave Replicas empty")
 		}
 		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss:")
 	}

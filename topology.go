@@ -14,7 +14,10 @@ import (
 type shard struct {
 	id    string
 	ring  *Ring
+	index int    // of the ring's member it is, or is part of
 	nodes []node // the primary of the configuration first
+
+	cluster *redisClusterShards // whose master it is; nil for a shard of its own
 
 	// primary is the index of the node that takes writes, as far as we know.
 	primary  atomic.Int32
@@ -49,30 +52,55 @@ type shard struct {
 
 const noPolicy = -1
 
-func newShard(r *Ring, c ShardConfig) (*shard, error) {
-	s := &shard{id: c.ID, ring: r}
-	s.policy.Store(noPolicy)
-	s.metrics = r.metrics.forShard(c.ID)
-	conf := nodeConfig{
-		timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
-		dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
-	}
-	if c.Client != nil {
-		s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
-	}
-	urls := c.Replicas
-	if c.Client == nil {
-		urls = append([]string{c.Primary}, c.Replicas...)
-	}
-	for _, u := range urls {
-		n, err := newRedisNode(u, conf, c.PlainScripts)
-		if err != nil {
-			return nil, fmt.Errorf("ringfence: shard %s: %w", c.ID, err)
+// newShard makes the shard of one server and its replicas, or of a Sentinel set.
+func newShard(r *Ring, c ShardConfig, index int) (*shard, error) {
+	return newShardOf(r, c.ID, index, func(s *shard) error {
+		conf := nodeConfig{
+			timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
+			dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
 		}
-		s.nodes = append(s.nodes, n)
+		if c.Client != nil {
+			s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
+		}
+		urls := c.Replicas
+		if c.Client == nil {
+			urls = append([]string{c.Primary}, c.Replicas...)
+		}
+		for _, u := range urls {
+			nodes, err := nodesOf(u, conf, c.PlainScripts)
+			if err != nil {
+				return fmt.Errorf("ringfence: shard %s: %w", c.ID, err)
+			}
+			s.nodes = append(s.nodes, nodes...)
+		}
+		for _, client := range c.ReplicaClients {
+			s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
+		}
+		return nil
+	})
+}
+
+// nodesOf are the servers that a URL names: one, or what a Sentinel set calls its master
+// and its replicas.
+func nodesOf(raw string, c nodeConfig, plain bool) ([]node, error) {
+	t, err := parseTarget(raw)
+	if err != nil {
+		return nil, err
 	}
-	for _, client := range c.ReplicaClients {
-		s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
+	if t.kind == sentinelSet {
+		return newSentinelNodes(t, c), nil
+	}
+	n, err := newRedisNode(raw, c, plain)
+	return []node{n}, err
+}
+
+// newShardOf makes a shard whose servers fill puts in, the primary first.
+func newShardOf(r *Ring, id string, index int, fill func(s *shard) error) (*shard, error) {
+	s := &shard{id: id, ring: r, index: index}
+	s.policy.Store(noPolicy)
+	s.metrics = r.metrics.forShard(id)
+	if err := fill(s); err != nil {
+		return nil, err
 	}
 	s.said = make([]nodeInfo, len(s.nodes))
 	s.breaker = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probe, s.moved)
@@ -165,6 +193,10 @@ func (s *shard) failed(err error) {
 		return
 	}
 	t := classify(err)
+	if s.cluster != nil && (t.trips || t.moved) {
+		// go-redis looks at its own topology every second, and not because of an error.
+		s.cluster.refreshSoon()
+	}
 	switch {
 	case t.moved:
 		s.resolveSoon()
@@ -334,6 +366,7 @@ func choosePrimary(current int, views []view) (chosen int, split bool) {
 		}
 		a, b := views[chosen], v
 		switch {
+		case b.replID != "" && b.replID == a.replID: // one server by two names
 		case b.replID2 != "" && b.replID2 == a.replID:
 			chosen = i
 		case a.replID2 != "" && a.replID2 == b.replID:
