@@ -1,0 +1,197 @@
+package ringfence
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// This file tells a shard, once its primary answers again, what this process admitted out
+// of its share meanwhile. It goes as the debit of an entry that grants nobody anything
+// (count 0), or of the first call for the key if that comes earlier; at most once: a debit
+// whose fate is unknown is dropped and counted, never sent again. What a failure policy
+// admitted is not told.
+
+// owed is what one key's shard has not been told. A bucket's is the deficit that is left
+// after refilling at this process's part of the rate, a log's what is still in the window.
+type owed struct {
+	units  int64
+	ns     int64        // bucket: how long this process's part of the rate takes for it
+	slices []localSlice // log
+}
+
+// takeOwed takes what the key owes out of the local count.
+func (s *localState) takeOwed(r *rule, now int64, instances int) owed {
+	if r.algo == algoSlidingLog {
+		s.expire(r, now)
+		o := owed{units: s.live, slices: s.slices}
+		s.slices, s.live = nil, 0
+		return o
+	}
+	own := s.full - max(now, s.known)
+	if own <= 0 {
+		return owed{}
+	}
+	s.full = max(now, s.known)
+	one := max(1, bucketCost(r, 1, instances))
+	return owed{units: min(r.capacity, (own+one-1)/one), ns: own}
+}
+
+// giveBack puts it back when the shard certainly was not told.
+func (s *localState) giveBack(now int64, o owed) {
+	if o.ns > 0 {
+		s.full = max(s.full, now) + o.ns
+	}
+	if len(o.slices) > 0 {
+		s.slices = append(o.slices, s.slices...)
+		s.live += o.units
+	}
+}
+
+// debit is what the script takes; see scripts/frame.lua.
+func (o owed) debit(r *rule, now int64) string {
+	if r.algo != algoSlidingLog {
+		return strconv.FormatInt(o.units, 10)
+	}
+	var b strings.Builder
+	length := r.sliceLength()
+	for _, c := range o.slices {
+		// As young as it can be: rather a 64th of a window too long than too short.
+		age := max(0, now-(c.number+1)*length) / 1000
+		for left := c.units; left > 0; left -= MaxLogCost {
+			if b.Len() > 0 {
+				b.WriteByte(',')
+			}
+			b.WriteString(strconv.FormatInt(min(left, MaxLogCost), 10))
+			b.WriteByte('@')
+			b.WriteString(strconv.FormatInt(age, 10))
+		}
+	}
+	return b.String()
+}
+
+// ledger are the keys of one shard that owe.
+type ledger struct {
+	count atomic.Int64 // of keys; lets callers pass by without the lock
+
+	mu   sync.Mutex // guards keys; taken before localTable.mu
+	keys map[keyHash]*Limiter
+}
+
+func (g *ledger) add(h keyHash, l *Limiter) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.keys == nil {
+		g.keys = map[keyHash]*Limiter{}
+	}
+	g.keys[h] = l
+	g.count.Store(int64(len(g.keys)))
+}
+
+func (g *ledger) remove(h keyHash) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	_, there := g.keys[h]
+	delete(g.keys, h)
+	g.count.Store(int64(len(g.keys)))
+	return there
+}
+
+// some are up to n of the keys.
+func (g *ledger) some(n int) map[keyHash]*Limiter {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	out := make(map[keyHash]*Limiter, min(n, len(g.keys)))
+	for h, l := range g.keys {
+		if len(out) == n {
+			break
+		}
+		out[h] = l
+	}
+	return out
+}
+
+// attach puts what the key owes onto a request that is about to be sent.
+func (s *shard) attach(r *request) {
+	if !s.ledger.remove(r.hash) {
+		return
+	}
+	now := s.ring.clock()
+	s.ring.local.find(r.hash, func(e *localEntry) {
+		o := e.takeOwed(r.rule, now, s.ring.config.Instances)
+		if o.units > 0 {
+			r.owed, r.debit = o, o.debit(r.rule, now)
+		}
+	})
+}
+
+// settled hears what became of a request with a debit.
+func (s *shard) settled(r *request, l *Limiter, err error) {
+	switch {
+	case err == nil && r.status == statusDecided:
+		s.metrics.settled(r.owed.units)
+	case err != nil && !classify(err).ran:
+		now := s.ring.clock()
+		o := r.owed
+		s.ring.local.with(r.hash, r.rule, l.keys.k0, now, func(e *localEntry) { e.giveBack(now, o) })
+		s.ledger.add(r.hash, l)
+	default:
+		s.metrics.settleLost(r.owed.units)
+	}
+}
+
+// settleSoon tells the shard everything in the background, one batch after another, while
+// it answers.
+func (s *shard) settleSoon() {
+	if s.ledger.count.Load() == 0 || !s.ring.enter() {
+		return
+	}
+	if !s.settling.CompareAndSwap(false, true) {
+		s.ring.leave()
+		return
+	}
+	go func() {
+		defer s.ring.leave()
+		defer s.settling.Store(false)
+		for s.breaker.closed.Load() && s.ring.ctx.Err() == nil {
+			if !s.settleSome() {
+				return
+			}
+		}
+	}()
+}
+
+// settleSome tells one batch, and says whether it got through and there is more.
+func (s *shard) settleSome() bool {
+	most := s.ring.clock() + int64(s.ring.config.OperationTimeout)
+	var sent []*request
+	ok := true
+	for h, l := range s.ledger.some(s.ring.config.MaxBatch) {
+		r := newRequest(opCharge, l.rule, h, s.ring.space, 1)
+		r.count, r.limiter = 0, l
+		s.attach(r)
+		if r.debit == "" {
+			r.release()
+			r.release()
+			continue
+		}
+		if err := s.charges.send(r, most); err != nil {
+			s.settled(r, l, errOpen)
+			r.release()
+			r.release()
+			ok = false
+			break
+		}
+		sent = append(sent, r)
+	}
+	for _, r := range sent {
+		if _, err := s.charges.wait(context.Background(), r, most+int64(time.Millisecond)); err != nil {
+			ok = false
+		}
+		r.release()
+	}
+	return ok && s.ledger.count.Load() > 0
+}
