@@ -21,11 +21,17 @@ const (
 // and the dispatcher, each of which may be done with it first; the last returns it to
 // the pool.
 type request struct {
-	kind opKind
-	rule *rule
-	cost int64
-	hash keyHash
-	name []byte // the key in Redis
+	kind  opKind
+	rule  *rule
+	cost  int64
+	count int64 // callers it stands for: 1, or 0 when it only tells a debit
+	hash  keyHash
+	name  []byte // the key in Redis
+
+	// What the key owes its shard, told along the way; empty when nothing.
+	debit string
+	owed  owed
+	from  *Limiter
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
@@ -39,6 +45,7 @@ type request struct {
 	failed  error // its own error in an operation that did not fail as a whole
 
 	stage atomic.Uint32
+	fate  atomic.Uint32 // see settle.go
 	refs  atomic.Int32
 	op    atomic.Pointer[operation]
 	done  chan struct{} // holds one value once answered
@@ -72,6 +79,8 @@ func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *r
 	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
 	r.name = space.append(r.name[:0], h)
 	r.now, r.status, r.granted, r.state, r.err, r.failed, r.next = 0, 0, 0, state{}, nil, nil, nil
+	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
+	r.fate.Store(fateOpen)
 	r.op.Store(nil)
 	r.stage.Store(stageQueued)
 	r.refs.Store(2)
@@ -158,6 +167,8 @@ type dispatcher struct {
 	// what became of it: late, because the caller had left when the reply came, or
 	// because the operation failed.
 	lost func(r *request, err error, late bool)
+	// told hears of each request with a debit, what became of it.
+	told func(r *request, err error)
 	// verdict turns the error of an operation into what the breaker is told.
 	verdict func(err error) error
 }
@@ -392,12 +403,21 @@ func (d *dispatcher) learn(took int64) {
 	d.usual.Store(max(usual, 0))
 }
 
+// settle passes on what became of a debit. An error here means that it was not taken, or
+// that nobody knows, as classify says.
+func (d *dispatcher) settle(r *request, err error) {
+	if r.debit != "" {
+		d.told(r, err)
+	}
+}
+
 func (d *dispatcher) finish(batch []*request, err error) {
 	for i, r := range batch {
 		own := err
 		if own == nil {
 			own = r.failed
 		}
+		d.settle(r, own)
 		if late := r.answer(own); late || own != nil {
 			d.lost(r, own, late)
 		}

@@ -70,6 +70,7 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 // what a replica said.
 func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said *state, epoch uint64) (d Decision, ok bool) {
 	now := s.ring.clock()
+	owes := false
 	s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
 		// What was said of one of the keys that share an entry does not hold for the next.
 		stale := !e.seeded || e.epoch != epoch || e.shared
@@ -83,7 +84,15 @@ func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said
 		}
 		d, ok = s.take(l, e, now, cost, draw, charge), true
 		d.Source = SourceReplica
+		if charge && d.Allowed {
+			if owes = !e.shared; !owes { // whose it is cannot be told apart later
+				s.metrics.settleLost(cost)
+			}
+		}
 	})
+	if owes {
+		s.ledger.add(h, l)
+	}
 	return d, ok
 }
 
@@ -110,7 +119,8 @@ func (s *shard) byPolicy(l *Limiter, h keyHash, cost int64, charge bool) (Decisi
 	case PolicyLocal:
 		var d Decision
 		now := s.ring.clock()
-		s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
+		// An entry of its own: what a policy admits is not settled.
+		s.ring.local.with(keyHash{h.hi, ^h.lo}, l.rule, l.keys.k0, now, func(e *localEntry) {
 			d = s.take(l, e, now, cost, s.ring.draw(h), charge)
 		})
 		d.Source = SourceLocal

@@ -74,13 +74,14 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
 	}
-	d, cause, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
+	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
 	if err != nil {
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
 	}
 	if cause != CauseNone {
 		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
+		s.part(left, &d)
 	}
 	l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
 	return d, nil
@@ -103,11 +104,12 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	d, cause, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
+	d, cause, left, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
 	if err != nil {
 		return Decision{}, err
 	}
 	if cause != CauseNone {
+		s.part(left, nil)
 		d = s.fallBack(ctx, l, h, 1, deadline, cause, false)
 	}
 	return d, nil
@@ -207,34 +209,57 @@ func (s *shard) split(start, deadline int64) int64 {
 }
 
 // ask puts one question to the primary. The cause is set when the ladder must answer; an
-// error is the caller's own context.
-func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (Decision, Cause, error) {
+// error is the caller's own context. A request that was sent and not answered in time is
+// handed on as left, for part.
+func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (d Decision, cause Cause, left *request, err error) {
 	if !s.breaker.closed.Load() {
-		return Decision{}, CauseBreaker, nil
+		return d, CauseBreaker, nil, nil
 	}
 	r := newRequest(kind, l.rule, h, l.ring.space, cost)
+	if kind == opCharge && s.ledger.count.Load() > 0 {
+		s.attach(r, l)
+	}
 	if err := s.charges.send(r, deadline); err != nil {
+		s.charges.settle(r, err)
 		r.release()
 		r.release()
-		return Decision{}, causeOf(err), nil
+		return d, causeOf(err), nil, nil
 	}
 	return l.hear(ctx, s, r, deadline)
 }
 
-// hear waits for the answer to a request that was sent, and releases it.
-func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, err error) {
-	defer r.release()
-	if _, err = s.charges.wait(ctx, r, deadline); err != nil {
-		if canceled(ctx, err) {
-			return d, CauseNone, ctx.Err()
-		}
-		return d, causeOf(err), nil
+// part releases a request that its caller left. d is what the ladder answered instead, nil
+// if nothing was charged.
+func (s *shard) part(left *request, d *Decision) {
+	if left == nil {
+		return
 	}
+	if d != nil && d.Allowed && d.Source == SourceReplica {
+		s.conclude(left, fateShared)
+	}
+	left.release()
+}
+
+// hear waits for the answer to a request that was sent, and releases it unless it is left.
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, left *request, err error) {
+	unsent, err := s.charges.wait(ctx, r, deadline)
+	if err != nil {
+		if canceled(ctx, err) {
+			r.release()
+			return d, CauseNone, nil, ctx.Err()
+		}
+		if !unsent && errors.Is(err, errBudget) {
+			return d, causeOf(err), r, nil
+		}
+		r.release()
+		return d, causeOf(err), nil, nil
+	}
+	defer r.release()
 	switch r.status {
 	case statusDecided:
 		d = l.rule.decide(r.state, r.granted > 0, r.cost)
 		d.Source, d.Shard = SourcePrimary, s.id
-		return d, CauseNone, nil
+		return d, CauseNone, nil, nil
 	case statusWrongType:
 		s.metrics.wrongType()
 	case statusRefused:
@@ -245,7 +270,7 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64
 	}
 	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
 		"shard", s.id, "limiter", l.name, "status", r.status)
-	return d, CauseCorrupt, nil
+	return d, CauseCorrupt, nil, nil
 }
 
 // canceled says whether a wait ended because the caller canceled. That its deadline
@@ -311,19 +336,23 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		if e.req == nil {
 			continue
 		}
-		d, cause, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
-		out[i], e.cause = d, cause
+		d, cause, left, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
+		out[i], e.cause, e.left = d, cause, left
 		if err != nil {
 			ended = err
 		}
 	}
 	if ended != nil {
+		for i := range entries {
+			entries[i].shard.part(entries[i].left, nil)
+		}
 		l.refuse(nil, ended, len(reqs), start)
 		return nil, ended
 	}
 	for i := range entries {
 		if e := &entries[i]; e.cause != CauseNone {
 			out[i] = e.shard.fallBack(ctx, l, e.hash, reqs[i].Cost, deadline, e.cause, true)
+			e.shard.part(e.left, &out[i])
 		}
 	}
 	took := time.Duration(l.ring.clock() - start)
@@ -358,6 +387,7 @@ type manyEntry struct {
 	shard *shard
 	req   *request // nil when it was not sent
 	cause Cause
+	left  *request // see ask
 }
 
 // sendMany queues the entries, those of a shard as one chain, which one operation after
@@ -377,6 +407,9 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 			continue
 		}
 		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
+		if e.shard.ledger.count.Load() > 0 {
+			e.shard.attach(e.req, l)
+		}
 		if c := chains[e.shard]; c == nil {
 			chains[e.shard] = &chain{head: e.req, tail: e.req}
 		} else {
@@ -391,6 +424,7 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 		for i := range entries {
 			if e := &entries[i]; e.shard == s && e.req != nil {
 				e.req.next = nil
+				s.charges.settle(e.req, err)
 				e.req.release()
 				e.req.release()
 				e.req, e.cause = nil, causeOf(err)

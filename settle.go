@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"context"
+	"errors"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,8 +24,10 @@ type owed struct {
 	slices []localSlice // log
 }
 
-// takeOwed takes what the key owes out of the local count.
+// takeOwed takes what the key owes out of the local count. The share ends with it: what a
+// replica said before the shard was told would else be dealt out again.
 func (s *localState) takeOwed(r *rule, now int64, instances int) owed {
+	s.seeded = false
 	if r.algo == algoSlidingLog {
 		s.expire(r, now)
 		o := owed{units: s.live, slices: s.slices}
@@ -73,6 +76,39 @@ func (o owed) debit(r *rule, now int64) string {
 	return b.String()
 }
 
+// refund takes back what was counted here and has been charged by the primary after all.
+func (s *localState) refund(r *rule, now, cost int64, instances int) {
+	if r.algo != algoSlidingLog {
+		own := max(0, s.full-max(now, s.known))
+		s.full -= min(own, bucketCost(r, cost, instances))
+		return
+	}
+	for k := len(s.slices) - 1; k >= 0 && cost > 0; k-- {
+		part := min(cost, s.slices[k].units)
+		s.slices[k].units -= part
+		s.live -= part
+		cost -= part
+	}
+}
+
+// The fates of a request whose caller left after it was sent. Two sides come to know one
+// half each, in either order; the second draws the conclusion.
+const (
+	fateOpen    uint32 = iota
+	fateShared         // the ladder took it out of the share
+	fateCharged        // the primary charged it
+)
+
+// conclude notes one half. If both are true, the call was charged twice, and the local
+// half is taken back.
+func (s *shard) conclude(r *request, half uint32) {
+	if other := r.fate.Swap(half); other == fateOpen || other == half {
+		return
+	}
+	now := s.ring.clock()
+	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost, s.ring.config.Instances) })
+}
+
 // ledger are the keys of one shard that owe.
 type ledger struct {
 	count atomic.Int64 // of keys; lets callers pass by without the lock
@@ -115,7 +151,7 @@ func (g *ledger) some(n int) map[keyHash]*Limiter {
 }
 
 // attach puts what the key owes onto a request that is about to be sent.
-func (s *shard) attach(r *request) {
+func (s *shard) attach(r *request, l *Limiter) {
 	if !s.ledger.remove(r.hash) {
 		return
 	}
@@ -123,17 +159,18 @@ func (s *shard) attach(r *request) {
 	s.ring.local.find(r.hash, func(e *localEntry) {
 		o := e.takeOwed(r.rule, now, s.ring.config.Instances)
 		if o.units > 0 {
-			r.owed, r.debit = o, o.debit(r.rule, now)
+			r.owed, r.debit, r.from = o, o.debit(r.rule, now), l
 		}
 	})
 }
 
 // settled hears what became of a request with a debit.
-func (s *shard) settled(r *request, l *Limiter, err error) {
+func (s *shard) settled(r *request, err error) {
+	l := r.from
 	switch {
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)
-	case err != nil && !classify(err).ran:
+	case err != nil && (notSent(err) || !classify(err).ran):
 		now := s.ring.clock()
 		o := r.owed
 		s.ring.local.with(r.hash, r.rule, l.keys.k0, now, func(e *localEntry) { e.giveBack(now, o) })
@@ -141,6 +178,11 @@ func (s *shard) settled(r *request, l *Limiter, err error) {
 	default:
 		s.metrics.settleLost(r.owed.units)
 	}
+}
+
+// notSent says whether a request failed before anything left this process.
+func notSent(err error) bool {
+	return errors.Is(err, errOpen) || errors.Is(err, errBudget) || errors.Is(err, errOverdue) || errors.Is(err, errQueueFull)
 }
 
 // settleSoon tells the shard everything in the background, one batch after another, while
@@ -171,15 +213,15 @@ func (s *shard) settleSome() bool {
 	ok := true
 	for h, l := range s.ledger.some(s.ring.config.MaxBatch) {
 		r := newRequest(opCharge, l.rule, h, s.ring.space, 1)
-		r.count, r.limiter = 0, l
-		s.attach(r)
+		r.count = 0
+		s.attach(r, l)
 		if r.debit == "" {
 			r.release()
 			r.release()
 			continue
 		}
 		if err := s.charges.send(r, most); err != nil {
-			s.settled(r, l, errOpen)
+			s.settled(r, errOpen)
 			r.release()
 			r.release()
 			ok = false

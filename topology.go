@@ -33,6 +33,9 @@ type shard struct {
 	degraded atomic.Bool
 	policy   atomic.Int32 // run-time failure policy; -1: none
 
+	ledger   ledger // what this process admitted and the shard has not been told
+	settling atomic.Bool
+
 	resolving atomic.Bool
 	checking  atomic.Bool
 	metrics   *shardMetrics
@@ -143,6 +146,7 @@ func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec fu
 		}
 	}
 	d.lost = s.lost
+	d.told = s.settled
 	return d
 }
 
@@ -184,6 +188,7 @@ func (s *shard) execReplica(ctx context.Context, reqs []*request) error {
 func (s *shard) answered() {
 	if s.degraded.Load() && s.degraded.CompareAndSwap(true, false) {
 		s.epoch.Add(1)
+		s.settleSoon()
 	}
 }
 
@@ -209,11 +214,17 @@ func (s *shard) failed(err error) {
 	}
 }
 
-// lost counts the charges of which nobody will ever know. A late reply is no such: the
-// charge was made or it was not, as it says.
-func (s *shard) lost(r *request, err error, _ bool) {
-	if r.kind == opCharge && err != nil && !errors.Is(err, errOpen) && classify(err).ran {
-		s.metrics.unknownCharge(r.cost)
+// lost hears of a request whose caller did not get to know what became of it. A late reply
+// corrects the local count: what the primary did charge need not be told to it again.
+func (s *shard) lost(r *request, err error, late bool) {
+	switch {
+	case r.kind != opCharge:
+	case err != nil:
+		if !errors.Is(err, errOpen) && classify(err).ran {
+			s.metrics.unknownCharge(r.cost * r.count)
+		}
+	case late && r.status == statusDecided && r.granted > 0:
+		s.conclude(r, fateCharged)
 	}
 }
 
@@ -227,6 +238,7 @@ func (s *shard) moved(from, to BreakerState) {
 			"shard", s.id, "failures", st.Failures, "last_error", st.LastError)
 	case to == BreakerClosed:
 		s.setUp()
+		s.settleSoon()
 		s.ring.log.info(s.id, "closed", "circuit breaker closed", "shard", s.id)
 	}
 }
