@@ -25,6 +25,14 @@ type target struct {
 	tls      *tls.Config
 }
 
+// secured is the TLS configuration to use, nil for none: the user's, where there is one.
+func (t *target) secured(users *tls.Config) *tls.Config {
+	if t.tls == nil || users == nil {
+		return t.tls
+	}
+	return users.Clone()
+}
+
 type targetKind uint8
 
 const (

@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -47,7 +48,7 @@ const refreshPause = 200 * time.Millisecond
 
 func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterShards, error) {
 	k := &redisClusterShards{name: c.ID, ring: r, member: member}
-	o := clusterOptions(r.config, t)
+	o := clusterOptions(r.config, t, c.TLS)
 	k.rw = redis.NewClusterClient(o)
 	look := *o
 	look.ReadOnly = true
@@ -60,9 +61,9 @@ func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterSha
 	return k, nil
 }
 
-func clusterOptions(c Config, t *target) *redis.ClusterOptions {
+func clusterOptions(c Config, t *target, conf *tls.Config) *redis.ClusterOptions {
 	o := &redis.ClusterOptions{
-		Addrs: t.addrs, Username: t.username, Password: t.password, TLSConfig: t.tls,
+		Addrs: t.addrs, Username: t.username, Password: t.password, TLSConfig: t.secured(conf),
 		// Redirections are followed; what may have run is not sent again, because the
 		// commands say NoRetry.
 		MaxRedirects: 3, MinRetryBackoff: -1, MaxRetryBackoff: -1,
@@ -75,7 +76,7 @@ func clusterOptions(c Config, t *target) *redis.ClusterOptions {
 		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
 	if c.Dialer != nil {
-		o.Dialer = withTLS(c.Dialer, t.tls)
+		o.Dialer = withTLS(c.Dialer, o.TLSConfig)
 	}
 	return o
 }

@@ -266,7 +266,7 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64
 		// Not the key's fault: the user may not read, in most cases.
 		s.ring.log.warn(s.id, "refused", "Redis refuses to let the script read a key; the failure policy answers. Does its user have the permissions of docs/security.md?",
 			"shard", s.id, "limiter", l.name)
-		return d, CauseError, nil
+		return d, CauseError, nil, nil
 	}
 	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
 		"shard", s.id, "limiter", l.name, "status", r.status)

@@ -10,13 +10,13 @@ import (
 func newSentinelNodes(t *target, c nodeConfig) []node {
 	o := redis.FailoverOptions{
 		MasterName: t.master, SentinelAddrs: t.addrs,
-		Username: t.username, Password: t.password, DB: t.db, TLSConfig: t.tls,
+		Username: t.username, Password: t.password, DB: t.db, TLSConfig: t.secured(c.tls),
 		MaxRetries: -1, DialerRetries: 1,
 		DialTimeout: c.timeout, ReadTimeout: c.timeout, WriteTimeout: c.timeout, PoolTimeout: c.timeout,
 		ContextTimeoutEnabled: true, PoolSize: c.poolSize, DisableIdentity: true,
 	}
 	if c.dialer != nil {
-		o.Dialer = withTLS(c.dialer, t.tls)
+		o.Dialer = withTLS(c.dialer, o.TLSConfig)
 	}
 	replicas := o
 	replicas.ReplicaOnly = true
