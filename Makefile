@@ -13,11 +13,15 @@ FUZZTIME ?= 30s
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: test
 test: ## every test of every module, race detector on, real servers required
 	@build/test.sh
+
+.PHONY: test-servers
+test-servers: ## the real-server tests on Valkey 8 and Redis 8: make test-servers RUN=TestName
+	@RUN='$(RUN)' PKG='$(if $(filter file,$(origin PKG)),,$(PKG))' build/test-servers.sh
 
 .PHONY: lint
 lint: ## the linters of .golangci.yml over every module

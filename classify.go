@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -19,8 +20,9 @@ type errorType struct {
 	trips bool
 	// ran: the operation may have run, so what it charged is unknown.
 	ran bool
-	// refused: the server will not do it for us; waiting changes nothing, and the
-	// failure policy answers without asking a replica.
+	// refused: the server will not do it for us. Waiting changes nothing, so the breaker
+	// stays closed and somebody is told; the ladder answers, a replica included if that
+	// does not refuse too.
 	refused bool
 	// moved: the server is not, or no longer, the primary.
 	moved bool
@@ -103,7 +105,14 @@ func classify(err error) *errorType {
 		return typeOther
 	}
 	var op *net.OpError
+	var cert *tls.CertificateVerificationError
+	var record tls.RecordHeaderError
 	switch {
+	case errors.As(err, &cert), errors.As(err, &record),
+		// An alert: crypto/tls calls both sides' an operation. A server that wants
+		// another certificate says so only after the client's first command.
+		errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		return typeDial
 	case errors.Is(err, errProtocol):
 		return typeProtocol
 	case errors.Is(err, redis.ErrPoolTimeout), errors.Is(err, redis.ErrPoolExhausted):

@@ -237,6 +237,11 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64
 		return d, CauseNone, nil
 	case statusWrongType:
 		s.metrics.wrongType()
+	case statusRefused:
+		// Not the key's fault: the user may not read, in most cases.
+		s.ring.log.warn(s.id, "refused", "Redis refuses to let the script read a key; the failure policy answers. Does its user have the permissions of docs/security.md?",
+			"shard", s.id, "limiter", l.name)
+		return d, CauseError, nil
 	}
 	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
 		"shard", s.id, "limiter", l.name, "status", r.status)

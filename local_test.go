@@ -8,15 +8,6 @@ import (
 	"time"
 )
 
-func compiled(t *testing.T, l Limit) *rule {
-	t.Helper()
-	r, err := l.compile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return r
-}
-
 func TestPartsAreDealtOutOnAverageAndNoneIsMoreThanItsShareRoundedUp(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for _, c := range []struct {

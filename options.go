@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"log/slog"
 	"net"
@@ -141,6 +142,11 @@ type ShardConfig struct {
 	Primary string
 	// Replicas are the replicas' URLs; none, one or several.
 	Replicas []string
+	// TLS is how to speak TLS to the rediss:// URLs of Primary and Replicas: RootCAs
+	// for a certificate authority of your own, Certificates where the server asks for
+	// one too. ServerName, if empty, is each URL's host. nil: the system's roots and no
+	// certificate. It is copied; ready-made clients have their own.
+	TLS *tls.Config
 	// Weight is the shard's part of the keys relative to the others: 1 to 1000, default
 	// 1.
 	Weight int
@@ -278,6 +284,7 @@ func (s *ShardConfig) check(field string) error {
 		}
 	}
 	urls := append([]string{s.Primary}, s.Replicas...)
+	encrypted := false
 	for i, u := range urls {
 		name := field + ".Primary"
 		if i > 0 {
@@ -288,6 +295,10 @@ func (s *ShardConfig) check(field string) error {
 		if _, err := parseURL(u); err != nil {
 			return invalid(name, redactURL(u), "%s; write redis://[user:password@]host[:port][/db], or rediss:// for TLS", err)
 		}
+		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss:")
+	}
+	if s.TLS != nil && !encrypted {
+		return invalid(field+".TLS", "(set)", "is for rediss:// URLs, and there is none; write rediss:// or leave it nil")
 	}
 	return nil
 }
@@ -375,7 +386,11 @@ func (s ShardConfig) String() string {
 	if s.Client != nil {
 		primary = "(client)"
 	}
-	return fmt.Sprintf("{ID:%s Primary:%s Replicas:%v+%d clients Weight:%d}", s.ID, primary, replicas, len(s.ReplicaClients), s.Weight)
+	conf := "unset"
+	if s.TLS != nil {
+		conf = "set" // it holds a private key
+	}
+	return fmt.Sprintf("{ID:%s Primary:%s Replicas:%v+%d clients TLS:%s Weight:%d}", s.ID, primary, replicas, len(s.ReplicaClients), conf, s.Weight)
 }
 
 // GoString is String, so that %#v shows no credentials either.

@@ -66,6 +66,7 @@ type nodeConfig struct {
 	timeout  time.Duration
 	poolSize int
 	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
+	tls      *tls.Config // for rediss://; nil: the system's roots
 	loaded   func()
 }
 
@@ -91,6 +92,13 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 	o.PoolSize = c.poolSize
 	o.DisableIdentity = true
 	o.MaintNotificationsConfig = &maintnotifications.Config{Mode: maintnotifications.ModeDisabled}
+	if o.TLSConfig != nil && c.tls != nil {
+		host := o.TLSConfig.ServerName
+		o.TLSConfig = c.tls.Clone()
+		if o.TLSConfig.ServerName == "" {
+			o.TLSConfig.ServerName = host
+		}
+	}
 	dial := redis.NewDialer(o)
 	if c.dialer != nil {
 		dial = withTLS(c.dialer, o.TLSConfig)

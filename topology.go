@@ -55,7 +55,7 @@ func newShard(r *Ring, c ShardConfig) (*shard, error) {
 	s.metrics = r.metrics.forShard(c.ID)
 	conf := nodeConfig{
 		timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
-		dialer: r.config.Dialer, loaded: s.metrics.scriptLoaded,
+		dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
 	}
 	if c.Client != nil {
 		s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
@@ -394,6 +394,12 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 	if v.err != nil {
 		s.ring.log.warn(s.id, "info", "INFO is refused, so neither version, role nor eviction policy can be checked",
 			"shard", s.id, "error", v.err.Error())
+	}
+	for i, w := range views {
+		if i != current && w.err != nil && classify(w.err).refused {
+			s.ring.log.warn(s.id, "replica-info", "a replica refuses INFO, so its promotion would not be noticed",
+				"shard", s.id, "replica", s.nodes[i].addr(), "error", w.err.Error())
+		}
 	}
 	if v.evictionRule != "" && v.evictionRule != "noeviction" {
 		s.ring.log.warn(s.id, "eviction", "the server may evict keys when memory runs out, which forgives limits; set maxmemory-policy noeviction",
