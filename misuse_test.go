@@ -20,17 +20,17 @@ import (
 )
 
 // wantField wants an error about misuse that names this field.
-func wantField(t testing.TB, err error, field string) *ringfence.FieldError {
+func wantField(t testing.TB, err error, field string) ringfence.FieldError {
 	t.Helper()
 	var f *ringfence.FieldError
 	if !errors.Is(err, ringfence.ErrInvalid) || !errors.As(err, &f) || f.Field != field {
 		t.Errorf("error %v, want one about %s", err, field)
-		return &ringfence.FieldError{}
+		return ringfence.FieldError{}
 	}
 	if f.Fix == "" || !strings.Contains(err.Error(), f.Value) || len(err.Error()) > 500 {
 		t.Errorf("error %v: it should name the value and what to do, briefly", err)
 	}
-	return f
+	return *f
 }
 
 // noContext is what a caller without one passes.

@@ -189,10 +189,11 @@ type callBuffers struct {
 var callPool = sync.Pool{New: func() any { return new(callBuffers) }}
 
 // run calls one script. A server that does not have it gets it along: NOSCRIPT is the
-// one refusal after which sending again is safe, because nothing ran.
-func (n *redisNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
+// one refusal after which sending again is safe, because nothing ran. call and callText
+// are the commands' names, as arguments: a string constant costs no allocation so.
+func (n *redisNode) run(ctx context.Context, call, callText any, s script, reqs []*request) error {
 	b := callPool.Get().(*callBuffers)
-	b.args, b.limits = appendArgs(append(b.args[:0], call, s.sha), reqs, b.limits[:0])
+	b.args, b.limits = appendArgs(append(b.args[:0], call, s.shaArg), reqs, b.limits[:0])
 	cmd := once{redis.NewIntSliceCmd(ctx, b.args...)}
 	err := n.client.Process(ctx, cmd)
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
