@@ -96,7 +96,7 @@ var notYet = map[string]string{
 // marker is in every key of these tests, so that it can be looked for where no key may be.
 const marker = "key-of-somebody-7f3a"
 
-var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+var noLog = slog.New(slog.NewTextHandler(io.Discard, nil))
 
 // metered is a ring on embedded shards, with its metrics.
 type metered struct {
@@ -122,7 +122,7 @@ func openMetered(t testing.TB, n int, adjust func(*ringfence.Config)) *metered {
 		t.Logf("embedded redis %s", addr)
 	}
 	m := &metered{reg: prometheus.NewRegistry(), shards: shards}
-	c := ringfence.Config{Shards: shards.Config(), Registerer: m.reg, Logger: quiet, Budget: 2 * time.Second, OperationTimeout: 2 * time.Second}
+	c := ringfence.Config{Shards: shards.Config(), Registerer: m.reg, Logger: noLog, Budget: 2 * time.Second, OperationTimeout: 2 * time.Second}
 	if adjust != nil {
 		adjust(&c)
 	}
@@ -580,7 +580,7 @@ func TestTwoRingsOnOneRegistererNeedANameEach(t *testing.T) {
 		t.Run(fmt.Sprintf("%q and %q", row.first, row.second), func(t *testing.T) {
 			m := openMetered(t, 1, func(c *ringfence.Config) { c.Name = row.first })
 			open := func(name string) (*ringfence.Ring, error) {
-				return ringfence.Open(t.Context(), ringfence.Config{Shards: m.shards.Config(), Registerer: m.reg, Name: name, Logger: quiet})
+				return ringfence.Open(t.Context(), ringfence.Config{Shards: m.shards.Config(), Registerer: m.reg, Name: name, Logger: noLog})
 			}
 			second, err := open(row.second)
 			if row.wantErr != "" {

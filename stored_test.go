@@ -70,7 +70,7 @@ func TestTheStoredBytesOfABucket(t *testing.T) {
 			{"and on", 5 * time.Millisecond, 1, true, "d=98333 r=1 t=1795239934124456 u=3:10000:30"},
 		} {
 			p.step(row.step)
-			if d := take(t, l, "k", row.cost); d.Allowed != row.allowed {
+			if d := takeExactly(t, l, "k", row.cost); d.Allowed != row.allowed {
 				t.Errorf("%s: allowed %t", row.what, d.Allowed)
 			}
 			if got := storedAs(t, p, l, "k"); got != row.want {
@@ -81,11 +81,11 @@ func TestTheStoredBytesOfABucket(t *testing.T) {
 		// tokens move over, rounded down. 30 * 98333.33/100000 used are 29.5, so half a
 		// token is left, so none: 60 of 60 are missing.
 		next := suiteLimiter(t, p.open(t), "b", ringfence.TokenBucket{Rate: 1, Per: time.Millisecond, Burst: 60})
-		if d := take(t, next, "k", 1); d.Allowed {
+		if d := takeExactly(t, next, "k", 1); d.Allowed {
 			t.Errorf("a changed limit minted a token: %+v", d)
 		}
 		p.step(2 * time.Millisecond)
-		if d := take(t, next, "k", 1); !d.Allowed {
+		if d := takeExactly(t, next, "k", 1); !d.Allowed {
 			t.Errorf("a changed limit does not go on: %+v", d)
 		}
 		want := "d=60000 r=0 t=1795239934126456 u=1:1000:60"
@@ -133,7 +133,7 @@ func TestTheStoredBytesOfALog(t *testing.T) {
 			{"a window of silence: it begins anew", 10 * time.Millisecond, 1, true, "11@1795236334151456"},
 		} {
 			p.step(row.step)
-			if d := take(t, l, "k", row.cost); d.Allowed != row.allowed {
+			if d := takeExactly(t, l, "k", row.cost); d.Allowed != row.allowed {
 				t.Errorf("%s: allowed %t: %+v", row.what, d.Allowed, d)
 			}
 			if got := storedAs(t, p, l, "k"); got != row.want {
@@ -147,9 +147,9 @@ func TestTheStoredBytesOfALog(t *testing.T) {
 func TestADeniedCallAnchorsALogAfterAGreatStepBack(t *testing.T) {
 	onEachPlace(t, 1, func(t *testing.T, p *suitePlace) {
 		l := suiteLimiter(t, p.open(t), "log", ringfence.SlidingLog{Limit: 2, Window: 10 * time.Millisecond})
-		take(t, l, "k", 2)
+		takeExactly(t, l, "k", 2)
 		p.step(-time.Hour)
-		d := take(t, l, "k", 1)
+		d := takeExactly(t, l, "k", 1)
 		wantDecision(t, "denied", d, false, 0, 10*time.Millisecond, 10*time.Millisecond)
 		if got, want := storedAs(t, p, l, "k"), "11@1795239934123456 13~3600000000@1795239934123456"; got != want {
 			t.Errorf("%s, want %s", got, want)
@@ -159,7 +159,7 @@ func TestADeniedCallAnchorsALogAfterAGreatStepBack(t *testing.T) {
 			t.Errorf("TTL %s", ttl)
 		}
 		p.step(10 * time.Millisecond)
-		if d := take(t, l, "k", 2); !d.Allowed {
+		if d := takeExactly(t, l, "k", 2); !d.Allowed {
 			t.Errorf("a window of starvation is over: %+v", d)
 		}
 	})
@@ -215,9 +215,9 @@ var fixtureLimits = map[string]ringfence.Limit{
 func prepareFixture(t *testing.T, p *suitePlace, l *ringfence.Limiter, key string) {
 	t.Helper()
 	p.at(suiteStart)
-	take(t, l, key, 4)
+	takeExactly(t, l, key, 4)
 	p.step(300 * time.Millisecond)
-	take(t, l, key, 10)
+	takeExactly(t, l, key, 10)
 }
 
 // Every state that a release has ever left goes on in this one as it would have there:
@@ -257,15 +257,15 @@ func TestStatesOfEveryReleaseGoOn(t *testing.T) {
 			if d := peek(t, l, f.key); d.Remaining != left {
 				t.Errorf("a look: %+v, want %d left", d, left)
 			}
-			if d := take(t, l, f.key, left+1); d.Allowed {
+			if d := takeExactly(t, l, f.key, left+1); d.Allowed {
 				t.Errorf("one too many: %+v", d)
 			}
-			if d := take(t, l, f.key, left); !d.Allowed || d.Remaining != 0 {
+			if d := takeExactly(t, l, f.key, left); !d.Allowed || d.Remaining != 0 {
 				t.Errorf("the rest: %+v", d)
 			}
 			p.step(700 * time.Millisecond) // 4.9 and what there was come back; the log's first 4 leave
 			back := map[string]int64{"fixture-bucket": 5, "fixture-log": 4}[f.limiter]
-			if d := take(t, l, f.key, back); !d.Allowed || d.Remaining != 0 {
+			if d := takeExactly(t, l, f.key, back); !d.Allowed || d.Remaining != 0 {
 				t.Errorf("700 ms later: %+v, want %d to fit", d, back)
 			}
 			if ttl := c.PTTL(t.Context(), name).Val(); ttl <= 0 || ttl > 10*time.Second {
