@@ -15,8 +15,8 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 )
 
-// The types are those of the classic JSON: the newer ones that the SDK prefers are read by
-// Grafana 12 and later only.
+// The types are those of the classic JSON, which Grafana 10 to 13 import. Those that the
+// SDK prefers are for newer ones only.
 type (
 	classic        = dashboard.Dashboard        //nolint:staticcheck // see above
 	classicBuilder = dashboard.DashboardBuilder //nolint:staticcheck // see above
