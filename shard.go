@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -58,7 +59,8 @@ type redisNode struct {
 	scripts scripts
 	plain   bool
 	where   string
-	loaded  func() // told of each script the server had to be given
+	loaded  func()                // told of each script the server had to be given
+	unknown atomic.Pointer[error] // why the server does not know who we are, until it does
 }
 
 type nodeConfig struct {
@@ -169,10 +171,32 @@ func (n *redisNode) run(ctx context.Context, call, callText string, s script, re
 	clear(b.args)
 	clear(b.limits)
 	callPool.Put(b)
-	if err != nil {
+	if err = n.account(err); err != nil {
 		return err
 	}
 	return decodeReply(cmd.Val(), reqs)
+}
+
+// account gives the lost connections of a server that wants a password their reason. It
+// answers our scripts with an error and hangs up, which the next operation may find out
+// first: an outage, so it seems, and the breaker would open on it.
+func (n *redisNode) account(err error) error {
+	why := n.unknown.Load()
+	if err == nil {
+		if why != nil {
+			n.unknown.Store(nil)
+		}
+		return nil
+	}
+	switch t := classify(err); {
+	case t == typeAuth:
+		n.unknown.Store(&err)
+	case t == typeEOF && why != nil:
+		return *why
+	case why != nil:
+		n.unknown.Store(nil)
+	}
+	return err
 }
 
 func (n *redisNode) charge(ctx context.Context, reqs []*request) error {
@@ -192,7 +216,7 @@ func (n *redisNode) reset(ctx context.Context, reqs []*request) error {
 	for _, r := range reqs {
 		args = append(args, r)
 	}
-	return n.client.Process(ctx, redis.NewIntCmd(ctx, args...))
+	return n.account(n.client.Process(ctx, redis.NewIntCmd(ctx, args...)))
 }
 
 func (n *redisNode) load(ctx context.Context) error {
