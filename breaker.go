@@ -55,8 +55,8 @@ type BreakerConfig struct {
 	Failures int
 	// OpenPeriod is how long it stays open the first time, before a probe: 1 ms to 1
 	// h, default 100 ms. Every probe that fails doubles it, up to MaxOpenPeriod; the
-	// period in force is drawn between a half and the whole of that, so that the
-	// processes of a service do not probe together.
+	// period in force is drawn between three quarters and the whole of that, so that
+	// the processes of a service do not probe together.
 	OpenPeriod time.Duration
 	// MaxOpenPeriod is the longest open period: OpenPeriod to 1 h, default 5 s (or
 	// OpenPeriod if that is longer).
@@ -109,7 +109,9 @@ type BreakerStats struct {
 }
 
 // openPeriod is the back-off: base doubled for every opening in a row after the first,
-// at most the longest, times a half to one. It is pure; draw is any 64 random bits.
+// at most the longest, times three quarters to one: with the defaults a dead shard gets
+// at most 25 calls in its first minute, whatever is drawn. It is pure; draw is any 64
+// random bits.
 func openPeriod(c BreakerConfig, streak int, draw uint64) time.Duration {
 	period := c.MaxOpenPeriod
 	if shift := streak - 1; shift < 40 {
@@ -117,9 +119,9 @@ func openPeriod(c BreakerConfig, streak int, draw uint64) time.Duration {
 			period = p
 		}
 	}
-	half := period / 2
-	jitter, _ := bits.Mul64(draw, uint64(period-half)+1)
-	return half + time.Duration(jitter)
+	least := period - period/4
+	jitter, _ := bits.Mul64(draw, uint64(period-least)+1)
+	return least + time.Duration(jitter)
 }
 
 // breaker is the circuit breaker of one shard: the counting, the states and the
@@ -140,6 +142,7 @@ type breaker struct {
 	// waiting are transitions not yet told to moved: gobreaker reports them while it
 	// holds its lock.
 	waiting   []BreakerState
+	changes   int // of the state or the configuration, so far
 	state     BreakerState
 	told      BreakerState // what moved was last told: the state that callers meet
 	mode      BreakerMode
@@ -220,14 +223,15 @@ func (b *breaker) allow(operation bool) (func(err error), error) {
 	if err != nil {
 		return nil, errOpen
 	}
+	began := b.changes + len(b.waiting)
 	return func(err error) {
 		b.mu.Lock()
 		defer b.unlock()
 		b.note(err)
-		if operation && b.state != BreakerClosed {
-			// It began before the breaker opened, and counts no more. To tell gobreaker
-			// would lead it, its open period long over, to half-open with no probe under
-			// way: the breaker would never close again.
+		if b.changes != began {
+			// Of an earlier state. gobreaker would not count it, but any word to an open
+			// one whose time-out is over makes it half-open, and here that would be with
+			// no probe to close it again.
 			return
 		}
 		done(err)
@@ -248,6 +252,7 @@ func (b *breaker) note(err error) {
 // them with the lock released.
 func (b *breaker) unlock() {
 	for _, to := range b.waiting {
+		b.changes++
 		if to == BreakerOpen && b.state == BreakerClosed {
 			b.opened++
 		}
@@ -321,6 +326,7 @@ func (b *breaker) configure(c BreakerConfig) {
 	b.config = c
 	was := b.state
 	b.renew()
+	b.changes++
 	if was == BreakerClosed {
 		return
 	}

@@ -178,15 +178,15 @@ func suiteMust(t testing.TB, err error) {
 	}
 }
 
-// take asks for cost units and wants the primary's own answer.
-func take(t testing.TB, l *ringfence.Limiter, key string, cost int64) ringfence.Decision {
+// takeExactly asks for cost units and wants the primary's own answer.
+func takeExactly(t testing.TB, l *ringfence.Limiter, key string, cost int64) ringfence.Decision {
 	t.Helper()
 	d, err := l.AllowN(context.Background(), key, cost)
 	suiteMust(t, err)
 	return exactly(t, d)
 }
 
-// peek is take without taking.
+// peek is takeExactly without taking.
 func peek(t testing.TB, l *ringfence.Limiter, key string) ringfence.Decision {
 	t.Helper()
 	d, err := l.Peek(context.Background(), key)
@@ -216,12 +216,12 @@ func TestAFreshKeyStartsFullAndAllOfOneInstantCount(t *testing.T) {
 	onEachKind(t, 1, n, per, func(t *testing.T, _ *suitePlace, _ *ringfence.Ring, l *ringfence.Limiter) {
 		wantDecision(t, "a look at a fresh key", peek(t, l, "k"), true, n, 0, 0)
 		for i := int64(1); i <= n; i++ {
-			d := take(t, l, "k", 1)
+			d := takeExactly(t, l, "k", 1)
 			if !d.Allowed || d.Remaining != n-i || d.Limit != n || d.RetryAfter != 0 {
 				t.Fatalf("call %d of %d at one instant: %+v", i, n, d)
 			}
 		}
-		d := take(t, l, "k", 1)
+		d := takeExactly(t, l, "k", 1)
 		if d.Allowed || d.Remaining != 0 || d.RetryAfter <= 0 || d.RetryAfter > per || d.ResetAfter != per {
 			t.Errorf("call %d: %+v", n+1, d)
 		}
@@ -243,7 +243,7 @@ func TestWeightedCostIsTakenWholeOrNotAtAll(t *testing.T) {
 			{1, true, 0},
 			{1, false, 0},
 		} {
-			if d := take(t, l, "k", c.cost); d.Allowed != c.allowed || d.Remaining != c.left {
+			if d := takeExactly(t, l, "k", c.cost); d.Allowed != c.allowed || d.Remaining != c.left {
 				t.Errorf("cost %d: allowed %t, %d left; want %t, %d", c.cost, d.Allowed, d.Remaining, c.allowed, c.left)
 			}
 		}
@@ -258,10 +258,10 @@ func TestDeniedCallsTakeNothingAndExtendNoWait(t *testing.T) {
 		for _, cost := range []int64{1, 3, n} {
 			key := fmt.Sprint("k", cost)
 			for range n {
-				take(t, l, key, 1)
+				takeExactly(t, l, key, 1)
 				p.step(time.Millisecond)
 			}
-			first := take(t, l, key, cost)
+			first := takeExactly(t, l, key, cost)
 			if first.Allowed {
 				t.Fatalf("cost %d: admitted beyond the limit", cost)
 			}
@@ -270,7 +270,7 @@ func TestDeniedCallsTakeNothingAndExtendNoWait(t *testing.T) {
 			for p.now < due-1 {
 				p.at(min(p.now+17_001, due-1))
 				for range 3 {
-					d := take(t, l, key, cost)
+					d := takeExactly(t, l, key, cost)
 					if d.Allowed || p.now+d.RetryAfter.Microseconds() != due {
 						t.Fatalf("cost %d, %d us early: allowed %t, retry at %d, want %d", cost, due-p.now, d.Allowed, p.now+d.RetryAfter.Microseconds(), due)
 					}
@@ -280,7 +280,7 @@ func TestDeniedCallsTakeNothingAndExtendNoWait(t *testing.T) {
 				t.Errorf("cost %d: denied calls changed what is stored from %q to %q", cost, stored, now)
 			}
 			p.at(due)
-			if d := take(t, l, key, cost); !d.Allowed {
+			if d := takeExactly(t, l, key, cost); !d.Allowed {
 				t.Errorf("cost %d: denied at the instant promised: %+v", cost, d)
 			}
 		}
@@ -314,16 +314,16 @@ func suiteDump(t testing.TB, p *suitePlace, l *ringfence.Limiter, key string) st
 func TestResetAfterIsTheInstantTheKeyIsFullAgain(t *testing.T) {
 	const n, per = 5, 300 * time.Millisecond
 	onEachKind(t, 1, n, per, func(t *testing.T, p *suitePlace, _ *ringfence.Ring, l *ringfence.Limiter) {
-		take(t, l, "k", 2)
+		takeExactly(t, l, "k", 2)
 		p.step(7 * time.Millisecond)
-		d := take(t, l, "k", 1)
+		d := takeExactly(t, l, "k", 1)
 		p.step(d.ResetAfter - time.Microsecond)
 		if d := peek(t, l, "k"); d.ResetAfter != time.Microsecond || d.Remaining != n-1 {
 			t.Errorf("one microsecond before: %+v", d)
 		}
 		p.step(time.Microsecond)
 		wantDecision(t, "at that instant", peek(t, l, "k"), true, n, 0, 0)
-		wantDecision(t, "all at once", take(t, l, "k", n), true, 0, 0, per)
+		wantDecision(t, "all at once", takeExactly(t, l, "k", n), true, 0, 0, per)
 	})
 }
 
@@ -335,15 +335,15 @@ func TestPeekTakesNothing(t *testing.T) {
 		if c, name := p.client(l, "k"); c.Exists(t.Context(), name).Val() != 0 {
 			t.Error("looking at a fresh key wrote it")
 		}
-		take(t, l, "k", 2)
+		takeExactly(t, l, "k", 2)
 		before := suiteDump(t, p, l, "k")
 		for range 10 {
 			if d := peek(t, l, "k"); !d.Allowed || d.Remaining != 1 {
 				t.Fatalf("one left: %+v", d)
 			}
 		}
-		take(t, l, "k", 1)
-		denied := take(t, l, "k", 1)
+		takeExactly(t, l, "k", 1)
+		denied := takeExactly(t, l, "k", 1)
 		if d := peek(t, l, "k"); d != denied {
 			t.Errorf("Peek says %+v where Allow says %+v", d, denied)
 		}
@@ -356,10 +356,10 @@ func TestPeekTakesNothing(t *testing.T) {
 func TestResetForgetsWhatTheKeyHasUsed(t *testing.T) {
 	onEachKind(t, 3, 3, time.Minute, func(t *testing.T, p *suitePlace, _ *ringfence.Ring, l *ringfence.Limiter) {
 		suiteMust(t, l.Reset(t.Context(), "never seen"))
-		take(t, l, "k", 3)
-		take(t, l, "other", 3)
+		takeExactly(t, l, "k", 3)
+		takeExactly(t, l, "other", 3)
 		suiteMust(t, l.Reset(t.Context(), "k"))
-		wantDecision(t, "after Reset", take(t, l, "k", 3), true, 0, 0, time.Minute)
+		wantDecision(t, "after Reset", takeExactly(t, l, "k", 3), true, 0, 0, time.Minute)
 		if d := peek(t, l, "other"); d.Allowed {
 			t.Error("Reset forgot another key too")
 		}
@@ -431,7 +431,7 @@ func TestTimelines(t *testing.T) {
 				for i, r := range c.rows {
 					p.at(suiteStart + r.at.Microseconds())
 					wantDecision(t, fmt.Sprintf("row %d at %s, cost %d", i, r.at, r.cost),
-						take(t, l, "k", r.cost), r.allowed, r.left, r.retry, r.wait)
+						takeExactly(t, l, "k", r.cost), r.allowed, r.left, r.retry, r.wait)
 				}
 			})
 		})
@@ -467,7 +467,7 @@ func TestASlidingLogAdmitsExactlyTheLimitInAnyWindow(t *testing.T) {
 				}
 			}
 			cost := 1 + rnd.Int64N(3)
-			d := take(t, l, "k", cost)
+			d := takeExactly(t, l, "k", cost)
 			if d.Allowed != (used+cost <= n) {
 				t.Fatalf("call %d of cost %d with %d used: allowed %t", i, cost, used, d.Allowed)
 			}
@@ -610,13 +610,13 @@ func TestEveryKeyHasATTLThatOutlivesItsStateByLittle(t *testing.T) {
 				t.Errorf("%s: TTL %s, while the state lasts %s", what, ttl, d.ResetAfter)
 			}
 		}
-		check("first", take(t, l, "k", 1))
+		check("first", takeExactly(t, l, "k", 1))
 		p.step(11*time.Millisecond + 7*time.Microsecond)
-		check("second", take(t, l, "k", n-1))
+		check("second", takeExactly(t, l, "k", n-1))
 		p.step(time.Millisecond)
-		check("denied", take(t, l, "k", n))
+		check("denied", takeExactly(t, l, "k", n))
 		p.step(30 * time.Second)
-		check("denied later", take(t, l, "k", n))
+		check("denied later", takeExactly(t, l, "k", n))
 		c, name := p.client(l, "k")
 		p.step(c.PTTL(t.Context(), name).Val() + time.Millisecond)
 		if left := p.names(t); slices.Contains(left, name) {
@@ -636,7 +636,7 @@ func TestAKeyWithoutATTLGetsOneFromTheNextCallEvenIfDenied(t *testing.T) {
 			{"denied", n, 1, false},
 			{"admitted", 1, 1, true},
 		} {
-			take(t, l, c.key, c.first)
+			takeExactly(t, l, c.key, c.first)
 			cl, name := p.client(l, c.key)
 			if !cl.Persist(t.Context(), name).Val() {
 				t.Fatalf("%s: there was no TTL to take away", c.key)
@@ -645,7 +645,7 @@ func TestAKeyWithoutATTLGetsOneFromTheNextCallEvenIfDenied(t *testing.T) {
 			if ttl := cl.PTTL(t.Context(), name).Val(); ttl != -1 {
 				t.Errorf("%s: a look gave the key a TTL of %s", c.key, ttl)
 			}
-			d := take(t, l, c.key, c.cost)
+			d := takeExactly(t, l, c.key, c.cost)
 			if d.Allowed != c.allowed {
 				t.Fatalf("%s: allowed %t", c.key, d.Allowed)
 			}
@@ -668,7 +668,7 @@ func TestHostileKeysAreSeparateHarmlessAndNowhereInTheNames(t *testing.T) {
 		before := p.names(t)
 		for _, left := range []int64{1, 0} {
 			for _, k := range hostileKeys {
-				if d := take(t, l, k, 1); !d.Allowed || d.Remaining != left {
+				if d := takeExactly(t, l, k, 1); !d.Allowed || d.Remaining != left {
 					t.Errorf("key %q: allowed %t, %d left, want %d", k, d.Allowed, d.Remaining, left)
 				}
 			}
@@ -704,7 +704,7 @@ func TestHostileKeysAreSeparateHarmlessAndNowhereInTheNames(t *testing.T) {
 			t.Errorf("%d keys are left after Reset", len(now)-len(before))
 		}
 		long := "a-key-that-would-be-seen-in-its-name"
-		take(t, l, long, 1)
+		takeExactly(t, l, long, 1)
 		for _, name := range p.names(t) {
 			if strings.Contains(name, "seen") {
 				t.Errorf("the name %q holds the key", name)
@@ -839,7 +839,7 @@ func TestAPoisonedKeySpoilsOnlyItsOwnEntryAndResetHealsIt(t *testing.T) {
 						t.Errorf("what is not ours was changed from %q to %q", before, after)
 					}
 					suiteMust(t, l.Reset(t.Context(), sick))
-					if d := take(t, l, sick, 1); !d.Allowed || d.Remaining != n-1 {
+					if d := takeExactly(t, l, sick, 1); !d.Allowed || d.Remaining != n-1 {
 						t.Errorf("after Reset: %+v", d)
 					}
 				})
@@ -862,13 +862,13 @@ func TestOneKeyUnderTwoLimitersOrAlgorithmsIsTwoKeys(t *testing.T) {
 		limiters = append(limiters, suiteLimiter(t, other, "slidi", suiteKinds[0].limit(2, time.Hour)))
 		for _, left := range []int64{1, 0} {
 			for i, l := range limiters {
-				if d := take(t, l, "bk", 1); !d.Allowed || d.Remaining != left {
+				if d := takeExactly(t, l, "bk", 1); !d.Allowed || d.Remaining != left {
 					t.Errorf("limiter %d %q: %+v", i, l.Name(), d)
 				}
 			}
 		}
 		// And two rings with one configuration share.
-		if d := take(t, suiteLimiter(t, other, "slidib", suiteKinds[1].limit(2, time.Hour)), "bk", 1); d.Allowed {
+		if d := takeExactly(t, suiteLimiter(t, other, "slidib", suiteKinds[1].limit(2, time.Hour)), "bk", 1); d.Allowed {
 			t.Errorf("another ring does not see what was used: %+v", d)
 		}
 	})

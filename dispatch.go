@@ -27,7 +27,8 @@ type request struct {
 	hash keyHash
 	name []byte // the key in Redis
 
-	limit int // index in the table of limits of the call it is part of
+	limit int   // index in the table of limits of the call it is part of
+	due   int64 // when the caller will leave, ns of the dispatcher's clock
 
 	// The reply, written before done.
 	now     int64
@@ -55,11 +56,15 @@ const (
 // MarshalBinary is how go-redis writes the key without a copy.
 func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
 
-var requestPool = sync.Pool{New: func() any {
-	t := time.NewTimer(time.Hour)
-	t.Stop()
-	return &request{done: make(chan struct{}, 1), timer: t}
-}}
+var requestPool = newRequestPool()
+
+func newRequestPool() *sync.Pool {
+	return &sync.Pool{New: func() any {
+		t := time.NewTimer(time.Hour)
+		t.Stop()
+		return &request{done: make(chan struct{}, 1), timer: t}
+	}}
+}
 
 func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
 	r := requestPool.Get().(*request)
@@ -109,6 +114,7 @@ var (
 // operation is one script call in flight, reported to the breaker exactly once: when it
 // ends, or before that when callers had to leave.
 type operation struct {
+	began  int64 // ns of the dispatcher's clock
 	report func(err error)
 	told   atomic.Bool
 	missed atomic.Bool
@@ -133,11 +139,13 @@ type dispatcher struct {
 
 	inFlight []atomic.Int64 // when each worker's operation began, ns of clock; 0: none
 	misses   atomic.Int64   // operations in a row that outlasted a budget
+	usual    atomic.Int64   // ns that nearly all operations take
 
 	maxBatch  int
 	maxWeight int64
 	timeout   time.Duration
-	clock     func() int64 // ns, monotonic
+	budget    time.Duration // what callers usually wait
+	clock     func() int64  // ns, monotonic
 
 	// exec runs the requests, which are of one kind, and puts the replies into them.
 	exec func(ctx context.Context, reqs []*request) error
@@ -145,15 +153,17 @@ type dispatcher struct {
 	begin func() (report func(err error), err error)
 	// ended is told of each operation.
 	ended func(kind opKind, reqs int, took time.Duration, err error)
-	// late is told of each request whose reply came after its caller had left.
-	late func(r *request, err error)
+	// lost is told of each request that was sent and whose caller did not get to know
+	// what became of it: late, because the caller had left when the reply came, or
+	// because the operation failed.
+	lost func(r *request, err error, late bool)
 	// verdict turns the error of an operation into what the breaker is told.
 	verdict func(err error) error
 }
 
 type dispatchConfig struct {
 	inFlight, maxBatch, queue int
-	timeout                   time.Duration
+	timeout, budget           time.Duration
 	clock                     func() int64
 }
 
@@ -165,6 +175,7 @@ func newDispatcher(c dispatchConfig) *dispatcher {
 		maxBatch:  c.maxBatch,
 		maxWeight: int64(c.maxBatch) * 64,
 		timeout:   c.timeout,
+		budget:    c.budget,
 		clock:     c.clock,
 	}
 }
@@ -186,9 +197,12 @@ func (d *dispatcher) begun() {
 
 // send queues a request, or a chain of them, without waiting. An error means that none
 // was sent and that the caller owns them alone.
-func (d *dispatcher) send(r *request, budget time.Duration) error {
-	if d.overdue(budget) {
+func (d *dispatcher) send(r *request, deadline int64) error {
+	if d.overdue(deadline) {
 		return errOverdue
+	}
+	for q := r; q != nil; q = q.next {
+		q.due = deadline
 	}
 	d.begun()
 	select {
@@ -201,7 +215,7 @@ func (d *dispatcher) send(r *request, budget time.Duration) error {
 
 // overdue says whether the oldest operation in flight has outlasted the budget: then
 // whoever comes now would only wait in vain.
-func (d *dispatcher) overdue(budget time.Duration) bool {
+func (d *dispatcher) overdue(deadline int64) bool {
 	now := int64(0)
 	for i := range d.inFlight {
 		began := d.inFlight[i].Load()
@@ -211,7 +225,7 @@ func (d *dispatcher) overdue(budget time.Duration) bool {
 		if now == 0 {
 			now = d.clock()
 		}
-		if now-began > int64(budget) {
+		if now-began > deadline-now {
 			return true
 		}
 	}
@@ -236,6 +250,11 @@ func (d *dispatcher) wait(ctx context.Context, r *request, deadline int64) (unse
 	case <-ctx.Done():
 		r.timer.Stop()
 		err = ctx.Err()
+		if errors.Is(err, context.DeadlineExceeded) {
+			// The deadline was set to end before this one, but on a busy machine both
+			// can be over: the ladder still answers.
+			err = errBudget
+		}
 	}
 	switch {
 	case r.stage.CompareAndSwap(stageQueued, stageAbandoned):
@@ -253,8 +272,13 @@ func (d *dispatcher) wait(ctx context.Context, r *request, deadline int64) (unse
 
 // miss notes that an operation outlasted a caller's budget. From the second such
 // operation in a row each counts as a failure: a server that is always too slow is as
-// good as down.
+// good as down. An operation younger than two thirds of the budget is not to blame: its
+// caller had waited in the queue, or was in a hurry, and a hurried caller must not open
+// the breaker for everybody.
 func (d *dispatcher) miss(op *operation) {
+	if d.clock()-op.began < int64(d.budget)*2/3 {
+		return
+	}
 	if op.missed.CompareAndSwap(false, true) && d.misses.Add(1) >= 2 {
 		op.end(errBudget)
 	}
@@ -278,6 +302,11 @@ func (d *dispatcher) work(began *atomic.Int64) {
 		batch = batch[:0]
 		weight := int64(0)
 		kind := head.kind
+		usual := d.usual.Load()
+		soonest := int64(0) // the earliest due that can still be met
+		if usual > 0 && usual < int64(d.budget) {
+			soonest = d.clock() + usual + usual/8
+		}
 		for r := head; r != nil; {
 			// Nobody waits for company: only what is there already comes along.
 			if r.kind != kind || len(batch) == d.maxBatch || (len(batch) > 0 && weight+r.weight() > d.maxWeight) {
@@ -287,10 +316,18 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			next := r.next
 			r.next = nil
 			weight += r.weight()
-			if r.stage.CompareAndSwap(stageQueued, stageSent) {
-				batch = append(batch, r)
-			} else {
+			switch {
+			case !r.stage.CompareAndSwap(stageQueued, stageSent):
 				r.release()
+			case r.due < soonest:
+				// Sent now it would be charged, and answered when its caller has left. Of
+				// more callers than a shard can serve, those at the head of the queue are
+				// always about to leave: serving them would be serving nobody.
+				r.answer(errBudget)
+				r.release()
+				d.usual.Add(-usual / 64) // or a wrong guess would never be found out
+			default:
+				batch = append(batch, r)
 			}
 			if r = next; r != nil {
 				continue
@@ -320,11 +357,11 @@ func (d *dispatcher) run(kind opKind, batch []*request, began *atomic.Int64) {
 		d.finish(batch, err)
 		return
 	}
-	op := &operation{report: report}
+	start := d.clock()
+	op := &operation{began: start, report: report}
 	for _, r := range batch {
 		r.op.Store(op)
 	}
-	start := d.clock()
 	began.Store(max(start, 1))
 	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 	err = d.exec(ctx, batch)
@@ -335,14 +372,29 @@ func (d *dispatcher) run(kind opKind, batch []*request, began *atomic.Int64) {
 	if !op.missed.Load() {
 		d.misses.Store(0)
 	}
+	if err == nil {
+		d.learn(int64(took))
+	}
 	op.end(d.verdict(err))
 	d.finish(batch, err)
 }
 
+// learn keeps what nearly all operations take: up with those that take longer by half the
+// way, down slowly.
+func (d *dispatcher) learn(took int64) {
+	usual := d.usual.Load()
+	if more := took - usual; more > 0 {
+		usual += more / 2
+	} else {
+		usual += more / 16
+	}
+	d.usual.Store(max(usual, 0))
+}
+
 func (d *dispatcher) finish(batch []*request, err error) {
 	for i, r := range batch {
-		if r.answer(err) {
-			d.late(r, err)
+		if late := r.answer(err); late || err != nil {
+			d.lost(r, err, late)
 		}
 		r.release()
 		batch[i] = nil

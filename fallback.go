@@ -15,10 +15,18 @@ import (
 // A key's owner never changes here. Asking the neighbour instead, as a consistent-hash
 // cache would, starts every limit anew when a shard goes and again when it returns.
 func (s *shard) fallBack(ctx context.Context, l *Limiter, h keyHash, cost, deadline int64, cause Cause, charge bool) Decision {
-	s.degraded.Store(true)
 	var d Decision
-	mode, ok := fallbackMode(0), false
-	if s.looks != nil && cause != CauseCorrupt {
+	mode, ok, ask := fallbackMode(0), false, s.looks != nil
+	switch cause {
+	case CauseCorrupt: // the primary is well; this key is not, on the replica either
+		ask = false
+	case causeRefused:
+		ask, cause = false, CauseError
+		fallthrough
+	default:
+		s.degraded.Store(true)
+	}
+	if ask {
 		d, mode, ok = s.fromShare(ctx, l, h, cost, deadline, charge)
 	}
 	if !ok {
@@ -45,7 +53,7 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 		return d, 0, false
 	}
 	r := newRequest(opLook, l.rule, h, s.ring.space, cost)
-	if err := s.looks.send(r, time.Duration(deadline-s.ring.clock())); err != nil {
+	if err := s.looks.send(r, deadline); err != nil {
 		r.release()
 		r.release()
 		return d, 0, false
@@ -63,11 +71,13 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said *state, epoch uint64) (d Decision, ok bool) {
 	now := s.ring.clock()
 	s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
-		if said == nil && (!e.seeded || e.epoch != epoch) {
+		// What was said of one of the keys that share an entry does not hold for the next.
+		stale := !e.seeded || e.epoch != epoch || e.shared
+		if said == nil && stale {
 			return
 		}
 		draw := s.ring.draw(h)
-		if said != nil && (!e.seeded || e.epoch != epoch) {
+		if said != nil && stale {
 			e.reseed(l.rule, now, s.ring.config.Instances, draw, *said)
 			e.epoch = epoch
 		}

@@ -131,24 +131,26 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if err != nil {
 		return err
 	}
-	l.ring.local.forget(h)
 	if !s.breaker.closed.Load() {
 		return fmt.Errorf("%w: shard %s: its circuit breaker is open", ErrUnavailable, s.id)
 	}
 	r := newRequest(opReset, l.rule, h, l.ring.space, 1)
-	if err := s.charges.send(r, time.Duration(deadline-start)); err != nil {
+	if err := s.charges.send(r, deadline); err != nil {
 		r.release()
 		r.release()
 		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.id, err)
 	}
 	_, err = s.charges.wait(ctx, r, deadline)
 	r.release()
-	if err != nil && ctx.Err() != nil {
+	if canceled(ctx, err) {
 		return ctx.Err()
 	}
 	if err != nil {
 		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.id, err)
 	}
+	// Not before the shard has done it: while it is away, a Reset that fails would
+	// otherwise hand out this process's share again each time.
+	l.ring.local.forget(h)
 	return nil
 }
 
@@ -211,7 +213,7 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		return Decision{}, CauseBreaker, nil
 	}
 	r := newRequest(kind, l.rule, h, l.ring.space, cost)
-	if err := s.charges.send(r, time.Duration(deadline-l.ring.clock())); err != nil {
+	if err := s.charges.send(r, deadline); err != nil {
 		r.release()
 		r.release()
 		return Decision{}, causeOf(err), nil
@@ -223,8 +225,8 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, err error) {
 	defer r.release()
 	if _, err = s.charges.wait(ctx, r, deadline); err != nil {
-		if ended := ctx.Err(); ended != nil && errors.Is(err, ended) {
-			return d, CauseNone, ended
+		if canceled(ctx, err) {
+			return d, CauseNone, ctx.Err()
 		}
 		return d, causeOf(err), nil
 	}
@@ -246,12 +248,24 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64
 	return d, CauseCorrupt, nil
 }
 
+// canceled says whether a wait ended because the caller canceled. That its deadline
+// passed meanwhile is no reason to give it an error instead of an answer.
+func canceled(ctx context.Context, err error) bool {
+	return errors.Is(err, context.Canceled) && errors.Is(ctx.Err(), context.Canceled)
+}
+
+// causeRefused is CauseError on the way down the ladder, which then asks no replica: a
+// server that refuses our commands does not count either, and needs a human.
+const causeRefused Cause = 255
+
 func causeOf(err error) Cause {
 	switch {
 	case errors.Is(err, errOpen):
 		return CauseBreaker
 	case errors.Is(err, errBudget), errors.Is(err, errOverdue):
 		return CauseBudget
+	case classify(err).refused:
+		return causeRefused
 	default:
 		return CauseError
 	}
@@ -370,7 +384,7 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 		}
 	}
 	for s, c := range chains {
-		err := s.charges.send(c.head, time.Duration(s.split(start, deadline)-start))
+		err := s.charges.send(c.head, s.split(start, deadline))
 		if err == nil {
 			continue
 		}

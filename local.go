@@ -33,8 +33,9 @@ type seed struct {
 
 // localState is one key's count. The zero value has admitted nothing.
 type localState struct {
-	// full is, for a bucket, when the share is whole again.
-	full int64
+	// full is, for a bucket, when the share is whole again, and known when what the
+	// replica knew to be missing is made up for; what lies between was admitted here.
+	full, known int64
 	// slices are, for a log, what was admitted in each 64th of a window, oldest first.
 	slices []localSlice
 	live   int64
@@ -80,7 +81,11 @@ func (s *localState) reseed(r *rule, now int64, instances int, draw uint64, from
 	} else {
 		whole := divide(r.capacity, instances, draw)
 		missing := bucketCost(r, max(0, whole-left), instances)
-		s.full = max(s.full, now) + missing
+		// What the replica said before is replaced, not added to, or a shard that comes
+		// and goes would seem emptier each time.
+		own := max(0, s.full-max(now, s.known))
+		s.known = now + missing
+		s.full = s.known + own
 	}
 	s.seeded = true
 }
@@ -182,7 +187,8 @@ type localTable struct {
 type localEntry struct {
 	rule *rule
 	localState
-	epoch uint64 // the shard's when it was seeded
+	epoch  uint64 // the shard's when it was seeded
+	shared bool   // by keys beyond the bound
 }
 
 // sharedEntries is how many entries the keys of one limiter beyond the bound share.
@@ -198,15 +204,18 @@ func (t *localTable) with(h keyHash, r *rule, limiter uint64, now int64, f func(
 	defer t.mu.Unlock()
 	e := t.entries[h]
 	if e == nil {
-		if len(t.entries) >= t.most && !t.sweep(now) {
-			h = keyHash{hi: limiter, lo: h.lo % sharedEntries}
-			if e = t.shared[h]; e == nil {
-				e = &localEntry{rule: r}
-				t.shared[h] = e
-			}
-		} else {
+		common := keyHash{hi: limiter, lo: h.lo % sharedEntries}
+		e = t.shared[common]
+		switch {
+		case e != nil && !e.idle(e.rule, now):
+			// This key may have been counted there, and must not start anew.
+		case len(t.entries) < t.most || t.sweep(now):
+			delete(t.shared, common)
 			e = &localEntry{rule: r}
 			t.entries[h] = e
+		case e == nil:
+			e = &localEntry{rule: r, shared: true}
+			t.shared[common] = e
 		}
 	}
 	e.rule = r

@@ -26,7 +26,7 @@ func TestMemoryOfAKeyIsAsDocumented(t *testing.T) {
 		return n
 	}
 	bucket := suiteLimiter(t, r, "bucket", ringfence.TokenBucket{Rate: 100, Per: time.Second, Burst: 1_000_000})
-	take(t, bucket, "k", 500_000)
+	takeExactly(t, bucket, "k", 500_000)
 	t.Logf("memory: token bucket: %d bytes", usage(bucket, "k"))
 	if n := usage(bucket, "k"); n > 160 {
 		t.Errorf("a bucket takes %d bytes, docs/memory.md says 136", n)
@@ -46,7 +46,7 @@ func TestMemoryOfAKeyIsAsDocumented(t *testing.T) {
 	} {
 		key := fmt.Sprint("k", c.entries)
 		for left := c.entries; left > 0; left -= 1000 {
-			take(t, log, key, min(left, 1000))
+			takeExactly(t, log, key, min(left, 1000))
 		}
 		n := usage(log, key)
 		t.Logf("memory: sliding log of %d: %d bytes, %d an entry", c.entries, n, n/c.entries)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -86,14 +87,21 @@ type metrics struct {
 	availability  [2]prometheus.Counter // events, bad
 	latencyEvents [2]prometheus.Counter
 	misuseLatency [outcomes]prometheus.Observer
+
+	mu    sync.Mutex // guards the following
+	pools map[node]poolWaits
+	waits map[*shard][2]poolWaits // by role: primary, replica
 }
+
+// poolWaits is what a pool has counted since it was made.
+type poolWaits struct{ timeouts, seconds float64 }
 
 // metricHelp is the list of names: what each counts.
 var metricHelp = map[string]string{
 	"decisions_total":                "Decisions by limit, outcome and who answered.",
 	"request_latency_seconds":        "How long callers waited for a decision; shard_id is empty when no shard was concerned.",
 	"redis_command_duration_seconds": "How long one script call to a shard took, whether or not its callers had waited.",
-	"redis_errors_total":             "Operations that failed, by kind of error.",
+	"redis_errors_total":             "Operations and probes that failed, by kind of error.",
 	"circuit_state":                  "State of the circuit breaker: 0 closed, 1 open, 2 half-open.",
 	"circuit_transitions_total":      "Changes of the circuit breaker's state.",
 	"circuit_rejections_total":       "Decisions that the circuit breaker kept from the shard.",
@@ -150,7 +158,10 @@ func newMetrics(c Config) *metrics {
 	if c.Registerer == nil {
 		return nil
 	}
-	m := &metrics{descs: map[string]*prometheus.Desc{}, latencyLimit: c.LatencyObjective}
+	m := &metrics{
+		descs: map[string]*prometheus.Desc{}, latencyLimit: c.LatencyObjective,
+		pools: map[node]poolWaits{}, waits: map[*shard][2]poolWaits{},
+	}
 	if c.Name != "" {
 		m.labels = prometheus.Labels{"ring": c.Name}
 	}
@@ -267,7 +278,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 }
 
 func (m *metrics) collectPools(s *shard, emit func(name string, kind prometheus.ValueType, v float64, labels ...string)) {
-	var idle, used, timeouts, waited [2]float64
+	// What a pool counted since the last scrape goes to the role its server has now. The
+	// sums over the servers of a role would fall at a failover, and rate() would take that
+	// for a restart and count everything once more.
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	waits := m.waits[s]
+	var idle, used [2]float64
 	roles := [2]string{"primary", "replica"}
 	primary := int(s.primary.Load())
 	for i, n := range s.nodes {
@@ -278,14 +295,18 @@ func (m *metrics) collectPools(s *shard, emit func(name string, kind prometheus.
 		p := n.pool()
 		idle[role] += float64(p.IdleConns)
 		used[role] += float64(p.TotalConns) - float64(p.IdleConns)
-		timeouts[role] += float64(p.Timeouts)
-		waited[role] += float64(p.WaitDurationNs) / 1e9
+		now := poolWaits{float64(p.Timeouts), float64(p.WaitDurationNs) / 1e9}
+		before := m.pools[n]
+		m.pools[n] = now
+		waits[role].timeouts += now.timeouts - before.timeouts
+		waits[role].seconds += now.seconds - before.seconds
 	}
+	m.waits[s] = waits
 	for role, name := range roles {
 		emit("redis_pool_connections", prometheus.GaugeValue, idle[role], s.id, name, "idle")
 		emit("redis_pool_connections", prometheus.GaugeValue, max(0, used[role]), s.id, name, "used")
-		emit("redis_pool_timeouts_total", prometheus.CounterValue, timeouts[role], s.id, name)
-		emit("redis_pool_wait_seconds_total", prometheus.CounterValue, waited[role], s.id, name)
+		emit("redis_pool_timeouts_total", prometheus.CounterValue, waits[role].timeouts, s.id, name)
+		emit("redis_pool_wait_seconds_total", prometheus.CounterValue, waits[role].seconds, s.id, name)
 	}
 }
 
@@ -408,13 +429,17 @@ func (s *shardMetrics) transition(from, to BreakerState) {
 	}
 }
 
-func (s *shardMetrics) probed(ok bool) {
+func (s *shardMetrics) probed(err error) {
 	switch {
 	case s == nil:
-	case ok:
+	case err == nil:
 		s.probes[0].Inc()
+	case errors.Is(err, errNotPrimary):
+		s.probes[1].Inc()
+		s.errors[typeReadonly].Inc()
 	default:
 		s.probes[1].Inc()
+		s.errors[classify(err)].Inc()
 	}
 }
 

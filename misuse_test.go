@@ -20,17 +20,17 @@ import (
 )
 
 // wantField wants an error about misuse that names this field.
-func wantField(t testing.TB, err error, field string) *ringfence.FieldError {
+func wantField(t testing.TB, err error, field string) ringfence.FieldError {
 	t.Helper()
 	var f *ringfence.FieldError
 	if !errors.Is(err, ringfence.ErrInvalid) || !errors.As(err, &f) || f.Field != field {
 		t.Errorf("error %v, want one about %s", err, field)
-		return &ringfence.FieldError{}
+		return ringfence.FieldError{}
 	}
 	if f.Fix == "" || !strings.Contains(err.Error(), f.Value) || len(err.Error()) > 500 {
 		t.Errorf("error %v: it should name the value and what to do, briefly", err)
 	}
-	return f
+	return *f
 }
 
 // noContext is what a caller without one passes.
@@ -109,7 +109,7 @@ func TestACallThatIsWrongIsRefusedAndNothingIsSent(t *testing.T) {
 		if d := peek(t, l, "k"); d.Remaining != 10 {
 			t.Errorf("%s: something was charged: %+v", k.name, d)
 		}
-		if d := take(t, l, megabyte[:512], 10); !d.Allowed {
+		if d := takeExactly(t, l, megabyte[:512], 10); !d.Allowed {
 			t.Errorf("%s: the longest key and the highest cost: %+v", k.name, d)
 		}
 	}
@@ -117,7 +117,7 @@ func TestACallThatIsWrongIsRefusedAndNothingIsSent(t *testing.T) {
 	l := suiteLimiter(t, r, "large", ringfence.SlidingLog{Limit: 5000, Window: time.Minute})
 	_, err := l.AllowN(ctx, "k", 1001)
 	wantField(t, err, "cost")
-	if d := take(t, l, "k", 1000); d.Remaining != 4000 {
+	if d := takeExactly(t, l, "k", 1000); d.Remaining != 4000 {
 		t.Errorf("1,000 of 5,000: %+v", d)
 	}
 }
@@ -311,7 +311,7 @@ func TestNothingThatIsPrintedShowsCredentials(t *testing.T) {
 	suiteMust(t, err)
 	defer r.Close()
 	l := suiteLimiter(t, r, "api", ringfence.TokenBucket{Rate: 1, Per: time.Second, Burst: 1})
-	take(t, l, "k", 1) // the credentials are right
+	takeExactly(t, l, "k", 1) // the credentials are right
 
 	shard := c.Shards[0]
 	for what, v := range map[string]any{

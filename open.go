@@ -111,7 +111,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if err := r.build(); err != nil {
 		r.cancel()
-		return nil, errors.Join(err, r.closeShards())
+		return nil, errors.Join(err, r.closeShards(time.Now(), time.Now()))
 	}
 	down := r.checkShards(ctx, true)
 	if down != nil && c.Strict {
@@ -158,26 +158,58 @@ func (r *Ring) build() error {
 	return nil
 }
 
-// checkShards asks all shards whose breaker is closed how they are.
+// checkShards asks all shards whose breaker is closed how they are. A check-up that does
+// not end in time, as one over a client that was given to us may not, is left behind.
 func (r *Ring) checkShards(ctx context.Context, first bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*r.config.OperationTimeout)
 	defer cancel()
+	type result struct {
+		shard int
+		err   error
+	}
+	results := make(chan result, len(r.shards))
 	errs := make([]error, len(r.shards))
-	var wg sync.WaitGroup
+	pending := 0
 	for i, s := range r.shards {
-		if !first && !s.breaker.closed.Load() {
+		if (!first && !s.breaker.closed.Load()) || !s.checking.CompareAndSwap(false, true) {
 			continue
 		}
-		wg.Go(func() {
-			if err := s.checkup(ctx, first); err != nil {
-				errs[i] = fmt.Errorf("shard %s: %w", s.id, err)
-				s.ring.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
+		if !r.enter() {
+			break
+		}
+		pending++
+		errs[i] = fmt.Errorf("shard %s: %w", s.id, errCheckup)
+		go func() {
+			defer r.leave()
+			defer s.checking.Store(false)
+			err := s.checkup(ctx, first)
+			if err != nil {
+				err = fmt.Errorf("shard %s: %w", s.id, err)
 			}
-		})
+			results <- result{i, err}
+		}()
 	}
-	wg.Wait()
+	over, late := ctx.Done(), (<-chan time.Time)(nil)
+	for pending > 0 {
+		select {
+		case done := <-results:
+			errs[done.shard] = done.err
+			pending--
+		case <-over: // those that heed it end a moment later
+			over, late = nil, time.After(20*time.Millisecond)
+		case <-late:
+			pending = 0
+		}
+	}
+	for i, err := range errs {
+		if s := r.shards[i]; err != nil {
+			r.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
+		}
+	}
 	return errors.Join(errs...)
 }
+
+var errCheckup = errors.New("the check-up did not end in time")
 
 // keepUp asks the shards every few seconds until Close.
 func (r *Ring) keepUp() {
@@ -292,19 +324,28 @@ func (r *Ring) Close() error {
 		return nil
 	}
 	r.cancel()
-	<-r.calls.idle
-	err := r.closeShards()
+	// Callers may have long budgets, and a read from a silent server ends with its
+	// time-out or with its connection.
+	now := time.Now()
+	cut, end := now.Add(time.Second), now.Add(1750*time.Millisecond)
+	if !await(cut, r.calls.idle) {
+		for _, s := range r.shards {
+			s.disconnect()
+		}
+		await(now.Add(1500*time.Millisecond), r.calls.idle)
+	}
+	err := r.closeShards(cut, end)
 	if r.metrics != nil {
 		r.config.Registerer.Unregister(r.metrics)
 	}
 	return err
 }
 
-func (r *Ring) closeShards() error {
+func (r *Ring) closeShards(cut, end time.Time) error {
 	errs := make([]error, len(r.shards))
 	var wg sync.WaitGroup
 	for i, s := range r.shards {
-		wg.Go(func() { errs[i] = s.close() })
+		wg.Go(func() { errs[i] = s.close(cut, end) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

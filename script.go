@@ -27,8 +27,11 @@ const (
 	replyEntries = 5 // values an entry has in the reply
 )
 
-// script is one assembled script.
-type script struct{ text, sha string }
+// script is one assembled script. shaArg is sha as an argument, boxed once.
+type script struct {
+	text, sha string
+	shaArg    any
+}
 
 // scripts are the two scripts of a ring in the form one kind of server understands.
 type scripts struct{ charge, look script }
@@ -69,7 +72,8 @@ func assemble(head, part string) script {
 		}
 	}
 	sum := sha1.Sum([]byte(b.String()))
-	return script{text: b.String(), sha: hex.EncodeToString(sum[:])}
+	sha := hex.EncodeToString(sum[:])
+	return script{text: b.String(), sha: sha, shaArg: sha}
 }
 
 // The statuses of a reply entry.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -76,7 +77,8 @@ type nodeConfig struct {
 //   - nothing is sent twice: what timed out may have run, and would be charged again;
 //   - one time-out bounds dialing, waiting for a connection, writing and reading;
 //   - no notification may stretch the time-outs (maintenance mode makes them 10 s);
-//   - the pool holds every operation that can be in flight, and those of the probes.
+//   - the pool holds every operation that can be in flight, and those of the probes;
+//   - the pool does not hear of dials that fail, see failLater.
 func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 	o, err := parseURL(url)
 	if err != nil {
@@ -99,9 +101,11 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 			o.TLSConfig.ServerName = host
 		}
 	}
+	dial := redis.NewDialer(o)
 	if c.dialer != nil {
-		o.Dialer = withTLS(c.dialer, o.TLSConfig)
+		dial = withTLS(c.dialer, o.TLSConfig)
 	}
+	o.Dialer = failLater(dial)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -122,6 +126,37 @@ func (n *redisNode) setScripts(plain bool) {
 		n.scripts = plainScripts
 	}
 }
+
+// failLater turns a failed dial into a connection that fails when it is used. go-redis
+// counts failed dials over the life of a pool, and after as many as the pool is large
+// dials nothing for anybody any more but asks once a second, for ever and beyond Close.
+// That is 60 dials a minute to a dead server, and a second more until it is found alive;
+// when to try again is the breaker's to decide.
+func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, error)) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		if err != nil {
+			return deadConn{err}, nil
+		}
+		return conn, nil
+	}
+}
+
+// deadConn is a connection that was never made.
+type deadConn struct{ err error }
+
+func (c deadConn) Read([]byte) (int, error)         { return 0, c.err }
+func (c deadConn) Write([]byte) (int, error)        { return 0, c.err }
+func (c deadConn) Close() error                     { return nil }
+func (c deadConn) LocalAddr() net.Addr              { return &net.TCPAddr{} }
+func (c deadConn) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
+func (c deadConn) SetDeadline(time.Time) error      { return nil }
+func (c deadConn) SetReadDeadline(time.Time) error  { return nil }
+func (c deadConn) SetWriteDeadline(time.Time) error { return nil }
+
+// SyscallConn fails, which is how go-redis finds out that a connection in its pool is not
+// fit for use: one whose dial outlasted the operation that wanted it ends up there.
+func (c deadConn) SyscallConn() (syscall.RawConn, error) { return nil, c.err }
 
 // withTLS adds what go-redis does itself only for its own dialer.
 func withTLS(dial func(ctx context.Context, network, addr string) (net.Conn, error), conf *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -156,10 +191,11 @@ type callBuffers struct {
 var callPool = sync.Pool{New: func() any { return new(callBuffers) }}
 
 // run calls one script. A server that does not have it gets it along: NOSCRIPT is the
-// one refusal after which sending again is safe, because nothing ran.
-func (n *redisNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
+// one refusal after which sending again is safe, because nothing ran. call and callText
+// are the commands' names, as arguments: a string constant costs no allocation so.
+func (n *redisNode) run(ctx context.Context, call, callText any, s script, reqs []*request) error {
 	b := callPool.Get().(*callBuffers)
-	b.args, b.limits = appendArgs(append(b.args[:0], call, s.sha), reqs, b.limits[:0])
+	b.args, b.limits = appendArgs(append(b.args[:0], call, s.shaArg), reqs, b.limits[:0])
 	cmd := once{redis.NewIntSliceCmd(ctx, b.args...)}
 	err := n.client.Process(ctx, cmd)
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {

@@ -70,25 +70,26 @@ func TestTheStoredBytesOfABucket(t *testing.T) {
 			{"and on", 5 * time.Millisecond, 1, true, "d=98333 r=1 t=1795239934124456 u=3:10000:30"},
 		} {
 			p.step(row.step)
-			if d := take(t, l, "k", row.cost); d.Allowed != row.allowed {
+			if d := takeExactly(t, l, "k", row.cost); d.Allowed != row.allowed {
 				t.Errorf("%s: allowed %t", row.what, d.Allowed)
 			}
 			if got := storedAs(t, p, l, "k"); got != row.want {
 				t.Errorf("%s: %s\nwant %s", row.what, got, row.want)
 			}
 		}
-		// Another limit under the same name (a process with a new configuration): whole
-		// tokens move over, rounded down. 30 * 98333.33/100000 used are 29.5, so half a
-		// token is left, so none: 60 of 60 are missing.
+		// Another limit under the same name (a process with a new configuration): what is left
+		// moves over. 30 * 98333.33/100000 used are 29.5, so half a token is left and 59.5 of
+		// 60 are missing: 59500 us at once, written by the denied call, 58500 after 2 ms and
+		// one token more.
 		next := suiteLimiter(t, p.open(t), "b", ringfence.TokenBucket{Rate: 1, Per: time.Millisecond, Burst: 60})
-		if d := take(t, next, "k", 1); d.Allowed {
+		if d := takeExactly(t, next, "k", 1); d.Allowed {
 			t.Errorf("a changed limit minted a token: %+v", d)
 		}
 		p.step(2 * time.Millisecond)
-		if d := take(t, next, "k", 1); !d.Allowed {
+		if d := takeExactly(t, next, "k", 1); !d.Allowed {
 			t.Errorf("a changed limit does not go on: %+v", d)
 		}
-		want := "d=60000 r=0 t=1795239934126456 u=1:1000:60"
+		want := "d=58500 r=0 t=1795239934126456 u=1:1000:60"
 		if got := storedAs(t, p, next, "k"); got != want {
 			t.Errorf("after the change: %s\nwant %s", got, want)
 		}
@@ -133,7 +134,7 @@ func TestTheStoredBytesOfALog(t *testing.T) {
 			{"a window of silence: it begins anew", 10 * time.Millisecond, 1, true, "11@1795236334151456"},
 		} {
 			p.step(row.step)
-			if d := take(t, l, "k", row.cost); d.Allowed != row.allowed {
+			if d := takeExactly(t, l, "k", row.cost); d.Allowed != row.allowed {
 				t.Errorf("%s: allowed %t: %+v", row.what, d.Allowed, d)
 			}
 			if got := storedAs(t, p, l, "k"); got != row.want {
@@ -147,9 +148,9 @@ func TestTheStoredBytesOfALog(t *testing.T) {
 func TestADeniedCallAnchorsALogAfterAGreatStepBack(t *testing.T) {
 	onEachPlace(t, 1, func(t *testing.T, p *suitePlace) {
 		l := suiteLimiter(t, p.open(t), "log", ringfence.SlidingLog{Limit: 2, Window: 10 * time.Millisecond})
-		take(t, l, "k", 2)
+		takeExactly(t, l, "k", 2)
 		p.step(-time.Hour)
-		d := take(t, l, "k", 1)
+		d := takeExactly(t, l, "k", 1)
 		wantDecision(t, "denied", d, false, 0, 10*time.Millisecond, 10*time.Millisecond)
 		if got, want := storedAs(t, p, l, "k"), "11@1795239934123456 13~3600000000@1795239934123456"; got != want {
 			t.Errorf("%s, want %s", got, want)
@@ -159,7 +160,7 @@ func TestADeniedCallAnchorsALogAfterAGreatStepBack(t *testing.T) {
 			t.Errorf("TTL %s", ttl)
 		}
 		p.step(10 * time.Millisecond)
-		if d := take(t, l, "k", 2); !d.Allowed {
+		if d := takeExactly(t, l, "k", 2); !d.Allowed {
 			t.Errorf("a window of starvation is over: %+v", d)
 		}
 	})
@@ -215,9 +216,9 @@ var fixtureLimits = map[string]ringfence.Limit{
 func prepareFixture(t *testing.T, p *suitePlace, l *ringfence.Limiter, key string) {
 	t.Helper()
 	p.at(suiteStart)
-	take(t, l, key, 4)
+	takeExactly(t, l, key, 4)
 	p.step(300 * time.Millisecond)
-	take(t, l, key, 10)
+	takeExactly(t, l, key, 10)
 }
 
 // Every state that a release has ever left goes on in this one as it would have there:
@@ -257,15 +258,15 @@ func TestStatesOfEveryReleaseGoOn(t *testing.T) {
 			if d := peek(t, l, f.key); d.Remaining != left {
 				t.Errorf("a look: %+v, want %d left", d, left)
 			}
-			if d := take(t, l, f.key, left+1); d.Allowed {
+			if d := takeExactly(t, l, f.key, left+1); d.Allowed {
 				t.Errorf("one too many: %+v", d)
 			}
-			if d := take(t, l, f.key, left); !d.Allowed || d.Remaining != 0 {
+			if d := takeExactly(t, l, f.key, left); !d.Allowed || d.Remaining != 0 {
 				t.Errorf("the rest: %+v", d)
 			}
 			p.step(700 * time.Millisecond) // 4.9 and what there was come back; the log's first 4 leave
 			back := map[string]int64{"fixture-bucket": 5, "fixture-log": 4}[f.limiter]
-			if d := take(t, l, f.key, back); !d.Allowed || d.Remaining != 0 {
+			if d := takeExactly(t, l, f.key, back); !d.Allowed || d.Remaining != 0 {
 				t.Errorf("700 ms later: %+v, want %d to fit", d, back)
 			}
 			if ttl := c.PTTL(t.Context(), name).Val(); ttl <= 0 || ttl > 10*time.Second {

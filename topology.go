@@ -31,9 +31,14 @@ type shard struct {
 	policy   atomic.Int32 // run-time failure policy; -1: none
 
 	resolving atomic.Bool
+	checking  atomic.Bool
 	metrics   *shardMetrics
 
+	cutOnce sync.Once
+	cutErr  error // of cutOnce
+
 	mu        sync.Mutex // guards the following
+	said      []nodeInfo // by each server, when it last answered
 	up        bool
 	checked   bool
 	splitView bool
@@ -69,20 +74,25 @@ func newShard(r *Ring, c ShardConfig) (*shard, error) {
 	for _, client := range c.ReplicaClients {
 		s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
 	}
+	s.said = make([]nodeInfo, len(s.nodes))
 	s.breaker = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probe, s.moved)
-	s.charges = s.dispatch(s.breaker, r.config.InFlight, s.exec)
+	budget := r.config.Budget
+	if len(s.nodes) > 1 {
+		budget -= budget / 4 // see split
+	}
+	s.charges = s.dispatch(s.breaker, r.config.InFlight, budget, s.exec)
 	if len(s.nodes) > 1 {
 		s.replicas = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probeReplicas, func(_, _ BreakerState) {})
-		s.looks = s.dispatch(s.replicas, min(2, r.config.InFlight), s.execReplica)
+		s.looks = s.dispatch(s.replicas, min(2, r.config.InFlight), r.config.Budget/4, s.execReplica)
 	}
 	return s, nil
 }
 
-func (s *shard) dispatch(b *breaker, inFlight int, exec func(ctx context.Context, reqs []*request) error) *dispatcher {
+func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec func(ctx context.Context, reqs []*request) error) *dispatcher {
 	c := s.ring.config
 	d := newDispatcher(dispatchConfig{
 		inFlight: inFlight, maxBatch: c.MaxBatch, queue: c.Queue,
-		timeout: c.OperationTimeout, clock: s.ring.clock,
+		timeout: c.OperationTimeout, budget: budget, clock: s.ring.clock,
 	})
 	d.exec = exec
 	d.begin = b.begin
@@ -104,7 +114,7 @@ func (s *shard) dispatch(b *breaker, inFlight int, exec func(ctx context.Context
 			s.answered()
 		}
 	}
-	d.late = s.late
+	d.lost = s.lost
 	return d
 }
 
@@ -121,17 +131,25 @@ func (s *shard) exec(ctx context.Context, reqs []*request) error {
 	}
 }
 
-// execReplica looks on one of the others, in turn.
+// execReplica looks on the replica that answered last, and if it fails on the others:
+// looking changes nothing, so it may be done again.
 func (s *shard) execReplica(ctx context.Context, reqs []*request) error {
-	return s.nodes[s.aReplica()].look(ctx, reqs)
-}
-
-func (s *shard) aReplica() int {
-	i := int(s.turn.Add(1)) % (len(s.nodes) - 1)
-	if i >= int(s.primary.Load()) {
-		i++
+	var err error
+	for range len(s.nodes) - 1 {
+		turn := s.turn.Load()
+		i := int(turn) % (len(s.nodes) - 1)
+		if i >= int(s.primary.Load()) {
+			i++
+		}
+		if err = s.nodes[i].look(ctx, reqs); err == nil {
+			return nil
+		}
+		s.turn.CompareAndSwap(turn, turn+1)
+		if ctx.Err() != nil {
+			break
+		}
 	}
-	return i
+	return err
 }
 
 // answered notes that the primary did.
@@ -159,13 +177,10 @@ func (s *shard) failed(err error) {
 	}
 }
 
-// late hears of answers whose caller had left: what they charged, the caller was not
-// told.
-func (s *shard) late(r *request, err error) {
-	if r.kind != opCharge {
-		return
-	}
-	if err != nil && !errors.Is(err, errOpen) && classify(err).ran {
+// lost counts the charges of which nobody will ever know. A late reply is no such: the
+// charge was made or it was not, as it says.
+func (s *shard) lost(r *request, err error, _ bool) {
+	if r.kind == opCharge && err != nil && !errors.Is(err, errOpen) && classify(err).ran {
 		s.metrics.unknownCharge(r.cost)
 	}
 }
@@ -175,19 +190,20 @@ func (s *shard) moved(from, to BreakerState) {
 	switch {
 	case to == BreakerOpen && from == BreakerClosed:
 		st := s.breaker.stats()
-		s.setUp(false)
+		s.setUp()
 		s.ring.log.warn(s.id, "opened", "circuit breaker opened; answers come from a replica, a local share or the failure policy",
 			"shard", s.id, "failures", st.Failures, "last_error", st.LastError)
 	case to == BreakerClosed:
-		s.setUp(true)
+		s.setUp()
 		s.ring.log.info(s.id, "closed", "circuit breaker closed", "shard", s.id)
 	}
 }
 
-func (s *shard) setUp(up bool) {
+// setUp reads the state itself: two changes may tell of themselves in the wrong order.
+func (s *shard) setUp() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.up = up
+	s.up = s.breaker.closed.Load()
 }
 
 var errProbeLost = errors.New("ringfence: the probe did not end")
@@ -205,19 +221,31 @@ func (s *shard) probe() {
 	}
 	result := errProbeLost
 	defer func() {
-		s.metrics.probed(result == nil)
+		s.metrics.probed(result)
+		if result != nil && classify(result).refused {
+			s.failed(result)
+		}
 		report(result)
 	}()
+	var v view
+	s.inTime(func(ctx context.Context) { v = s.resolve(ctx)[s.primary.Load()] })
+	switch {
+	case v.err != nil && classify(v.err).trips:
+		result = v.err // one call is enough to know that it is still away
+	case v.err == nil && !v.primary:
+		result = errNotPrimary
+	default:
+		// In a time of its own: a silent replica has used up the other, and would keep
+		// the breaker from ever closing.
+		s.inTime(func(ctx context.Context) { result = s.nodes[s.primary.Load()].look(ctx, nil) })
+	}
+}
+
+// inTime calls f with the time that one operation has.
+func (s *shard) inTime(f func(ctx context.Context)) {
 	ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
 	defer cancel()
-	s.resolve(ctx, false)
-	n := s.nodes[s.primary.Load()]
-	if result = n.look(ctx, nil); result != nil {
-		return
-	}
-	if info, err := n.info(ctx); err == nil && !info.primary {
-		result = errNotPrimary
-	}
+	f(ctx)
 }
 
 func (s *shard) probeReplicas() {
@@ -231,50 +259,51 @@ func (s *shard) probeReplicas() {
 	}
 	result := errProbeLost
 	defer func() { report(result) }()
-	ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
-	defer cancel()
-	result = s.nodes[s.aReplica()].look(ctx, nil)
+	s.inTime(func(ctx context.Context) { result = s.execReplica(ctx, nil) })
 }
 
 // resolveSoon asks the servers who is primary, in the background, one asking at a time.
 func (s *shard) resolveSoon() {
-	if len(s.nodes) == 1 || !s.resolving.CompareAndSwap(false, true) {
+	if len(s.nodes) == 1 || !s.ring.enter() {
 		return
 	}
-	if !s.ring.enter() {
+	if !s.resolving.CompareAndSwap(false, true) {
+		s.ring.leave()
 		return
 	}
 	go func() {
 		defer s.ring.leave()
 		defer s.resolving.Store(false)
-		ctx, cancel := context.WithTimeout(s.ring.ctx, s.ring.config.OperationTimeout)
-		defer cancel()
-		s.resolve(ctx, true)
+		s.inTime(func(ctx context.Context) { s.resolve(ctx) })
 	}()
 }
 
-// view is what one server said of itself, or why it did not.
+// view is what one server said of itself, or why it did not; then the rest is what it
+// last said.
 type view struct {
 	nodeInfo
 	err error
 }
 
-// resolve asks the servers, the one taken for the primary only if all is set, and goes
-// over to the one that is. ringfence never promotes a server itself.
-func (s *shard) resolve(ctx context.Context, all bool) []view {
+// resolve asks the servers and goes over to the one that is the primary. ringfence never
+// promotes a server itself.
+func (s *shard) resolve(ctx context.Context) []view {
 	current := int(s.primary.Load())
 	views := make([]view, len(s.nodes))
 	var wg sync.WaitGroup
 	for i, n := range s.nodes {
-		if i == current && !all {
-			views[i].err = errOpen
-			continue
-		}
 		wg.Go(func() { views[i].nodeInfo, views[i].err = n.info(ctx) })
 	}
 	wg.Wait()
-	chosen, split := choosePrimary(current, views)
 	s.mu.Lock()
+	for i := range views {
+		if views[i].err == nil {
+			s.said[i] = views[i].nodeInfo
+		} else {
+			views[i].nodeInfo = s.said[i]
+		}
+	}
+	chosen, split := choosePrimary(current, views)
 	s.splitView = split
 	s.mu.Unlock()
 	if split {
@@ -289,11 +318,14 @@ func (s *shard) resolve(ctx context.Context, all bool) []view {
 
 // choosePrimary says which server to take for the primary, given what each says, and
 // whether that is undecidable. Of two that say they are, the one promoted later remembers
-// the other's replication id as its second.
+// the other's replication id as its second. One whose place the present primary took does
+// not get it back because that is silent: it knows nothing of what was charged since.
 func choosePrimary(current int, views []view) (chosen int, split bool) {
 	chosen = -1
+	now := views[current]
 	for i, v := range views {
-		if v.err != nil || !v.primary {
+		replaced := now.primary && v.replID != "" && v.replID == now.replID2
+		if v.err != nil || !v.primary || replaced {
 			continue
 		}
 		if chosen < 0 {
@@ -318,20 +350,28 @@ func choosePrimary(current int, views []view) (chosen int, split bool) {
 // checkup asks all servers of the shard how they are: at Open, then every few seconds
 // while the breaker is closed. first says it is the one at Open.
 func (s *shard) checkup(ctx context.Context, first bool) error {
+	// Half of the time is for asking all of them: one that is silent takes all it gets.
+	asking, cancel := context.WithTimeout(ctx, s.ring.config.OperationTimeout)
+	defer cancel()
 	var views []view
 	if first || len(s.nodes) > 1 {
-		views = s.resolve(ctx, true)
+		views = s.resolve(asking)
 	} else {
-		info, err := s.nodes[0].info(ctx)
+		info, err := s.nodes[0].info(asking)
 		views = []view{{info, err}}
 	}
 	current := int(s.primary.Load())
 	n, v := s.nodes[current], views[current]
 	if first {
-		for _, n := range s.nodes {
+		var wg sync.WaitGroup
+		for i, n := range s.nodes {
+			if err := views[i].err; err != nil && classify(err).trips {
+				continue // it is down, and asking again would use up the others' time
+			}
 			// What fails here shows up below, or when it is needed.
-			_ = n.load(ctx)
+			wg.Go(func() { _ = n.load(ctx) })
 		}
+		wg.Wait()
 	}
 	before := s.ring.config.Now()
 	server, clockErr := n.now(ctx)
@@ -392,32 +432,42 @@ func (s *shard) agree(ctx context.Context, n node) error {
 	return nil
 }
 
-// close ends the operations and the connections. What has not ended after a second loses
-// its connection.
-func (s *shard) close() error {
+// close ends the operations and the connections. What has not ended by cut loses its
+// connection, and is not waited for beyond end.
+func (s *shard) close(cut, end time.Time) error {
 	s.breaker.close()
 	ended := []<-chan struct{}{s.charges.close()}
 	if s.looks != nil {
 		s.replicas.close()
 		ended = append(ended, s.looks.close())
 	}
-	await(ended, time.Second)
-	var errs []error
-	for _, n := range s.nodes {
-		errs = append(errs, n.close())
-	}
-	await(ended, 500*time.Millisecond)
-	return errors.Join(errs...)
+	await(cut, ended...)
+	s.disconnect()
+	await(end, ended...)
+	return s.cutErr
 }
 
-func await(ended []<-chan struct{}, most time.Duration) {
-	after := time.NewTimer(most)
+// disconnect closes the connections, which ends the operations that wait for them.
+func (s *shard) disconnect() {
+	s.cutOnce.Do(func() {
+		var errs []error
+		for _, n := range s.nodes {
+			errs = append(errs, n.close())
+		}
+		s.cutErr = errors.Join(errs...)
+	})
+}
+
+// await waits until all have ended, until an instant at most, and says whether they have.
+func await(until time.Time, ended ...<-chan struct{}) bool {
+	after := time.NewTimer(time.Until(until))
 	defer after.Stop()
 	for _, c := range ended {
 		select {
 		case <-c:
 		case <-after.C:
-			return
+			return false
 		}
 	}
+	return true
 }

@@ -20,7 +20,7 @@ test |+redis-server  |redis-server   |redis          |redis           |redis    
 test |+redis-sentinel|redis-sentinel |redis          |redis           |redis     |the failover tests start real sentinels
 test |+redis-cli     |redis-tools    |redis          |redis           |redis     |to look into a server that a test left open
 test |c_compiler     |gcc libc6-dev  |gcc glibc-devel|gcc musl-dev    |gcc       |the race detector needs cgo
-test |+promtool      |prometheus     |prometheus     |prometheus      |prometheus|the oldest promtool that must accept the rules
+test |+promtool      |prometheus     |prometheus     |prometheus      |prometheus|judges the rules, and answers the queries of the dashboards
 check|+shellcheck    |shellcheck     |ShellCheck     |shellcheck      |shellcheck|shell scripts are linted like Go
 '
 

@@ -17,7 +17,8 @@
 -- ARGV[2 + 8m ..]   the entries, 4 values each, in the order of KEYS:
 --   limit   which limit of the table, from 1
 --   cost    units each caller asks for, 1 to the limit's highest cost
---   count   how many callers ask for it, first come first served; at least 1
+--   count   how many callers ask for it, first come first served; 0: none, the entry
+--           only tells a debit
 --   debit   what was admitted elsewhere while this server was away, taken without
 --           asking: "0", or units (token bucket), or "units@age us,..." (sliding log)
 --

@@ -11,11 +11,14 @@
 --   and its scores go on rising. The newest member always has the highest number
 --   and the offset in force. TTL: one window, plus slack.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
---   b = us until a call of this cost fits, 0 if it does now or never will;
+--   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
+--   of count were admitted;
 --   c = us until the window is empty.
 --
 -- A clock that steps back by at most a window stands still for the key until it has
 -- caught up; by more, the key's clock goes on from where it was (see "~off").
+-- A changed limit applies to the members there are. A longer window finds only what the
+-- shorter one had kept: what it trimmed or let expire is gone.
 -- Old members go on the way of an admitted call: at most 256, or twice what the call
 -- adds if that is more, so that neither Redis is held nor a heap can grow.
 
@@ -146,13 +149,18 @@ local function log_charge(key, limit, now, cost, count, debit)
     if used == 0 and card > 0 then
       -- Nothing left of it: begin anew, with the server's own clock and short names.
       redis.call('UNLINK', key)
-      seq, suffix, t, gap = 0, '', now, 0
+      seq, suffix, t, gap, expired = 0, '', now, 0, 0
     elseif expired > 0 then
-      redis.call('ZREMRANGEBYRANK', key, 0, math.min(expired, math.max(256, 2 * units)) - 1)
+      local some = math.min(expired, math.max(256, 2 * units))
+      redis.call('ZREMRANGEBYRANK', key, 0, some - 1)
+      expired = expired - some
     end
     log_add(key, t, seq, units, suffix)
     redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)
-    return 0, granted, used + units, 0, limit[3] + gap
+    used = used + units
+    local wait = 0
+    if granted < count then wait = log_wait(key, limit, t, gap, expired, used, cost) end
+    return 0, granted, used, wait, limit[3] + gap
   end
   if write or (card > 0 and redis.call('PTTL', key) == -1) then
     redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)

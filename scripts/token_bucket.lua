@@ -19,6 +19,13 @@
 --
 -- A clock that steps back by at most the time to fill stops the refill until it has
 -- caught up; by more, the bucket goes on from the new instant with the tokens it has.
+--
+-- A changed limit finds the tokens as of now under the old one, as many as the new
+-- bucket holds, the part of a token rounded down to what r can say (less than 1 us/n).
+-- From then on the new rate fills it: a denied call writes that down too. If it did not,
+-- the wait it is told would be wrong, and a bucket emptied at 1 a day would stay at 1 a
+-- day; and if the part of a token were dropped, denied calls under two limits by turns
+-- would keep it from ever growing.
 
 -- most_us is 366 days.
 local slack_ms, most_us = 5000, 31622400000000
@@ -51,8 +58,24 @@ local function bucket_left(d, r, n, pq, pr, bq, br)
   return bucket_whole(a, b, n, pq, pr)
 end
 
+-- floor(f * x / p) for f < p and x up to 366 days of us, below 2^45: seven bits at a
+-- time, so that no product passes 2^53.
+local function bucket_scale(f, x, p)
+  local whole, rest, unit = 0, 0, 4398046511104 -- 2^42
+  while unit >= 1 do
+    local digit = math.floor(x / unit)
+    x = x - digit * unit
+    rest = rest * 128 + f * digit
+    local k = math.floor(rest / p)
+    whole, rest = whole * 128 + k, rest - k * p
+    unit = unit / 128
+  end
+  return whole
+end
+
 -- Reads a bucket and brings it up to now, in the unit of limit.
--- Returns status, d, r, t, exists, anchored (the clock stepped back too far).
+-- Returns status, d, r, t, exists, changed (the clock stepped back too far, or another
+-- limit wrote it: to be written down even by a call that is denied).
 local function bucket_read(key, limit, now)
   local state = redis.pcall('HMGET', key, 'd', 'r', 't', 'u')
   if state.err then
@@ -71,12 +94,11 @@ local function bucket_read(key, limit, now)
     return 2
   end
   local n, pq, pr, bq, br, burst = limit[2], limit[3], limit[4], limit[5], limit[6], limit[7]
-  local other = unit ~= limit[8]
+  local other, p = unit ~= limit[8], 0
   if other then
     -- Another limit wrote it: work in its unit first.
     local old_n, old_p, old_burst = string.match(unit, '^(%d+):(%d+):(%d+)$')
-    n, burst = tonumber(old_n or ''), tonumber(old_burst or '')
-    local p = tonumber(old_p or '')
+    n, p, burst = tonumber(old_n or ''), tonumber(old_p or ''), tonumber(old_burst or '')
     -- What Go would have refused must not get into the arithmetic: beyond 2^53 the
     -- searches above never end.
     if not (n and p and burst) or n < 1 or p < 1 or burst < 1
@@ -104,17 +126,30 @@ local function bucket_read(key, limit, now)
     t, anchored = now, true
   end
   if other then
-    -- The whole tokens move over, as many as the new bucket holds: what changes a
-    -- limit to and fro never mints one.
-    local missing = limit[7] - math.min(bucket_left(d, r, n, pq, pr, bq, br), limit[7])
-    local k = math.floor(missing * limit[4] / limit[2])
-    d, r = missing * limit[3] + k, missing * limit[4] - k * limit[2]
+    -- whole tokens are there, and f p-ths of one.
+    local whole = bucket_left(d, r, n, pq, pr, bq, br)
+    local k = math.floor(whole * pr / n)
+    local f = (bq - d - whole * pq - k) * n + (br - r - whole * pr + k * n)
+    n, pq, pr, burst = limit[2], limit[3], limit[4], limit[7]
+    if whole >= burst then
+      d, r = 0, 0
+    else
+      local missing = burst - whole
+      local back = bucket_scale(f, pq * n + pr, p)
+      k = math.floor(missing * pr / n)
+      local kb = math.floor(back / n)
+      d, r = missing * pq + k - kb, missing * pr - k * n - (back - kb * n)
+      if r < 0 then
+        d, r = d - 1, r + n
+      end
+    end
   end
-  return 0, d, r, t, true, anchored
+  return 0, d, r, t, true, anchored or other
 end
 
 -- How many of count callers of this cost fit, and the bucket after them.
 local function bucket_take(limit, d, r, cost, count)
+  if count == 0 then return 0, d, r end
   local n, pq, pr, bq, br = limit[2], limit[3], limit[4], limit[5], limit[6]
   local units = cost
   if count > 1 then
@@ -140,9 +175,8 @@ end
 
 --@charge
 local function bucket_charge(key, limit, now, cost, count, debit)
-  local status, d, r, t, exists, anchored = bucket_read(key, limit, now)
+  local status, d, r, t, exists, write = bucket_read(key, limit, now)
   if status ~= 0 then return status end
-  local write = anchored
   if debit ~= '0' then
     local units = math.min(tonumber(debit), limit[7])
     local nr = r + units * limit[4]

@@ -15,6 +15,11 @@
 //   - [Server.ReplicaOf], [Server.Promote], [Server.WaitInSync]: replication.
 //   - [Server.Step], [Server.Freeze]: its wall clock jumps or stands still.
 //   - [Proxy]: the network between client and server misbehaves.
+//   - [Netns]: so does the one below TCP: packets are lost and late.
+//
+// [StartCluster] and [StartSentinel] start whole Redis Clusters and Sentinel
+// sets of such servers. A node of a cluster keeps its identity and slots, though
+// not its data, over a restart; so does a Sentinel what it knew.
 //
 // The absence of redis-server is a failure, never a skip: a suite that quietly
 // tests nothing looks exactly like one that passes. [Count] lets a suite prove

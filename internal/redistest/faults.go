@@ -80,6 +80,9 @@ func (s *Server) Stop() {
 	if s.reservation != nil {
 		s.reservation.release()
 	}
+	if s.bus != nil {
+		s.bus.release()
+	}
 	if s.clock != nil {
 		s.clock.close()
 	}

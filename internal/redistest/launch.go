@@ -38,10 +38,10 @@ func Count() int { return int(started.Load()) }
 // The error is [ErrNoRedis] when the binary is absent, and otherwise ends with
 // the server's own log.
 func Launch(ctx context.Context, o Options) (*Server, error) {
-	return launch(ctx, o, nil)
+	return launch(ctx, o, dataServer, nil)
 }
 
-func launch(ctx context.Context, o Options, tb TB) (*Server, error) {
+func launch(ctx context.Context, o Options, k kind, tb TB) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, err
 	}
@@ -54,7 +54,7 @@ func launch(ctx context.Context, o Options, tb TB) (*Server, error) {
 	}
 	const attempts = 5
 	for try := 1; ; try++ {
-		s, err := launchOnce(ctx, o, binary, tb)
+		s, err := launchOnce(ctx, o, k, binary, tb)
 		if err == nil {
 			started.Add(1)
 			return s, nil
@@ -78,8 +78,8 @@ func findBinary() (string, error) {
 	return filepath.Abs(path)
 }
 
-func launchOnce(ctx context.Context, o Options, binary string, tb TB) (_ *Server, err error) {
-	s := &Server{opts: o, binary: binary, port: o.Port}
+func launchOnce(ctx context.Context, o Options, k kind, binary string, tb TB) (_ *Server, err error) {
+	s := &Server{opts: o, kind: k, binary: binary, port: o.Port}
 	if tb != nil {
 		s.fatalf, s.logf = tb.Fatalf, tb.Logf
 	}
@@ -91,10 +91,17 @@ func launchOnce(ctx context.Context, o Options, binary string, tb TB) (_ *Server
 	if s.dir, err = os.MkdirTemp("", "ringfence-redis-"); err != nil {
 		return nil, fmt.Errorf("redistest: making the server's directory: %w", err)
 	}
-	if s.reservation, err = reservePort(o.Port); err != nil {
+	if s.reservation, err = s.reserve(o.Port); err != nil {
 		return nil, err
 	}
 	s.port = s.reservation.port
+	if k == clusterNode {
+		// Redis would take the port 10,000 above the server's, which somebody
+		// else may have, or which is above 65535.
+		if s.bus, err = s.reserve(0); err != nil {
+			return nil, err
+		}
+	}
 	if o.Clock {
 		if s.clock, err = newClock(ctx, s.dir); err != nil {
 			return nil, err
@@ -126,12 +133,15 @@ func (s *Server) boot(ctx context.Context) error {
 	}
 
 	cmd := exec.Command(s.binary, s.configPath())
+	if s.kind == sentinelServer {
+		cmd.Args = append(cmd.Args, "--sentinel")
+	}
 	cmd.Dir = s.dir
 	cmd.Stdout, cmd.Stderr = log, log
 	if s.clock != nil {
 		cmd.Env = s.clock.environ()
 	}
-	p, err := startProcess(cmd)
+	p, err := startProcess(cmd, s.spawner())
 	if err != nil {
 		return fmt.Errorf("redistest: starting %s: %w", s.binary, err)
 	}

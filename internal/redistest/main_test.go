@@ -3,6 +3,7 @@ package redistest
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -19,13 +20,19 @@ func TestMain(m *testing.M) {
 		orphanMain()
 		return
 	}
+	// The tests that run side by side wait for Redis, not for the processor.
+	flag.Parse()
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	logging.Disable() // go-redis reports every refused dial; here they are the point
 	goleak.VerifyTestMain(m)
 }
 
-// deadline bounds every wait of a test; nothing here takes anywhere near it.
+// deadline bounds every wait of a test. Most are over at once; Sentinels take
+// half of it to demote a former master.
 func deadline(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -27,7 +27,11 @@ type Options struct {
 	// and a C compiler.
 	Clock bool
 
-	// Port is the TCP port on 127.0.0.1; 0 picks a free one.
+	// Netns puts the server into a network namespace, where packets can be
+	// lost; nil leaves it on 127.0.0.1.
+	Netns *Netns
+
+	// Port is the TCP port; 0 picks a free one.
 	Port int
 
 	// Configure, if not nil, changes the options of [Server.Client], for
@@ -44,6 +48,9 @@ func (o Options) validate() error {
 			return fmt.Errorf("redistest: configuration line %q contains a line break; give one line per entry of Args", line)
 		}
 	}
+	if o.ReplicaOf != nil {
+		return o.Netns.reaches(o.ReplicaOf)
+	}
 	return nil
 }
 
@@ -53,11 +60,17 @@ func (s *Server) config() string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
 
-	line("bind 127.0.0.1")
+	line("bind %s", s.host())
 	line("port %d", s.port)
 	line("dir %q", s.dir)
 	line("unixsocket %q", s.socketPath()) // see probe.go for why
 	line("daemonize no")
+	if s.opts.Netns != nil {
+		line("protected-mode no") // it would refuse clients that do not come from loopback
+	}
+	if s.kind == sentinelServer {
+		return s.withArgs(&b)
+	}
 	line(`save ""`)
 	line("appendonly no")
 
@@ -73,10 +86,19 @@ func (s *Server) config() string {
 		line("jemalloc-bg-thread no")
 	}
 	if m := s.opts.ReplicaOf; m != nil {
-		line("replicaof 127.0.0.1 %d", m.port)
+		line("replicaof %s %d", m.host(), m.port)
 	}
+	if s.kind == clusterNode {
+		line("cluster-enabled yes")
+		line("cluster-config-file nodes.conf")
+		line("cluster-port %d", s.bus.port)
+	}
+	return s.withArgs(&b)
+}
+
+func (s *Server) withArgs(b *strings.Builder) string {
 	for _, arg := range s.opts.Args {
-		line("%s", arg)
+		fmt.Fprintln(b, arg)
 	}
 	return b.String()
 }

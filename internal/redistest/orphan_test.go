@@ -16,6 +16,10 @@ import (
 const orphanEnv = "REDISTEST_ORPHAN"
 
 func orphanMain() {
+	if how := os.Getenv(orphanEnv); how == "netns" || how == "unprivileged" {
+		orphanNetns(how)
+		return
+	}
 	for range 2 {
 		s, err := Launch(context.Background(), Options{Clock: runtime.GOOS == "linux"})
 		if err != nil {

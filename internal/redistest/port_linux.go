@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"syscall"
 )
@@ -18,19 +19,21 @@ type reservation struct {
 	fd   int
 }
 
-func reservePort(port int) (*reservation, error) {
+// reservePort takes a port of host, 0 for any that is free, in the network
+// namespace of the calling thread.
+func reservePort(host netip.Addr, port int) (*reservation, error) {
 	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("redistest: reserving a port: %w", os.NewSyscallError("socket", err))
 	}
 	fail := func(call string, err error) (*reservation, error) {
 		_ = syscall.Close(fd)
-		return nil, fmt.Errorf("redistest: reserving port %d on 127.0.0.1: %w", port, os.NewSyscallError(call, err))
+		return nil, fmt.Errorf("redistest: reserving port %d on %s: %w", port, host, os.NewSyscallError(call, err))
 	}
 	if err := syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1); err != nil {
 		return fail("setsockopt", err)
 	}
-	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Port: port, Addr: host.As4()}); err != nil {
 		return fail("bind", err)
 	}
 	name, err := syscall.Getsockname(fd)

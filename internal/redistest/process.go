@@ -15,15 +15,22 @@ type process struct {
 	killed atomic.Bool   // we ended it, so its end is no surprise
 }
 
-func startProcess(cmd *exec.Cmd) (*process, error) {
+// spawner forks children from a thread that outlives them; see forker. Each
+// success of start needs one release, after the child is reaped.
+type spawner interface {
+	start(cmd *exec.Cmd) error
+	release()
+}
+
+func startProcess(cmd *exec.Cmd, by spawner) (*process, error) {
 	cmd.SysProcAttr = childAttr()
-	if err := forkThread.start(cmd); err != nil {
+	if err := by.start(cmd); err != nil {
 		return nil, err
 	}
 	p := &process{cmd: cmd, exited: make(chan struct{})}
 	go func() {
 		_ = cmd.Wait() // how it ended is in its log
-		forkThread.release()
+		by.release()
 		close(p.exited)
 	}()
 	return p, nil
@@ -51,7 +58,7 @@ func (p *process) kill() {
 // process id is never hit.
 func (p *process) signal(sig os.Signal) { _ = p.cmd.Process.Signal(sig) }
 
-// forkThread starts all children. The kernel sends a child its parent-death
+// forkThread starts all children outside namespaces. The kernel sends a child its parent-death
 // signal when the *thread* that forked it ends, and Go ends threads as it
 // likes: servers would die at random in the middle of a test. So one goroutine,
 // locked to its thread, forks every child and keeps the thread while any child
@@ -65,8 +72,7 @@ type forker struct {
 	running  sync.WaitGroup // the goroutine
 }
 
-// start runs cmd.Start on the locked thread. Each success needs one release,
-// after the child is reaped.
+// start runs cmd.Start on the locked thread.
 func (f *forker) start(cmd *exec.Cmd) error {
 	f.mu.Lock()
 	if f.children == 0 {

@@ -12,7 +12,10 @@ import (
 // ReplicaOf makes the server a replica of master. It returns when the server
 // has accepted the order, not when it holds the data: see WaitInSync.
 func (s *Server) ReplicaOf(ctx context.Context, master *Server) error {
-	if err := s.Client().Do(ctx, "REPLICAOF", "127.0.0.1", master.port).Err(); err != nil {
+	if err := s.opts.Netns.reaches(master); err != nil {
+		return err
+	}
+	if err := s.Client().Do(ctx, "REPLICAOF", master.host().String(), master.port).Err(); err != nil {
 		return fmt.Errorf("redistest: making %s a replica of %s: %w", s.Addr(), master.Addr(), err)
 	}
 	s.setMaster(master)

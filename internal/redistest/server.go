@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,6 +11,15 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// kind is what a process is for.
+type kind int
+
+const (
+	dataServer kind = iota
+	clusterNode
+	sentinelServer
 )
 
 // Server is one redis-server process, or the place of one that was killed. All
@@ -24,6 +34,8 @@ type Server struct {
 	dir         string
 	port        int
 	reservation *reservation
+	bus         *reservation // the cluster bus; nil outside a cluster
+	kind        kind
 	clock       *clock // nil without Options.Clock
 
 	// fatalf fails the test of a server made by Start; nil under Launch.
@@ -41,10 +53,41 @@ type Server struct {
 	stopped bool          // guarded by mu
 }
 
-// Addr returns "127.0.0.1:port". It stays the same over Kill and Restart.
-func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+// Addr returns "127.0.0.1:port", in a namespace the server's address there. It
+// stays the same over Kill and Restart.
+func (s *Server) Addr() string { return net.JoinHostPort(s.host().String(), strconv.Itoa(s.port)) }
 
-// URL returns "redis://127.0.0.1:port".
+var loopback = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+
+// host is the only address the server listens on.
+func (s *Server) host() netip.Addr {
+	if s.opts.Netns != nil {
+		return s.opts.Netns.server
+	}
+	return loopback
+}
+
+// spawner is what forks the process: a thread inside the server's namespace.
+func (s *Server) spawner() spawner {
+	if s.opts.Netns != nil {
+		return s.opts.Netns.spawner()
+	}
+	return &forkThread
+}
+
+// reserve reserves a port where the server will listen.
+func (s *Server) reserve(port int) (r *reservation, err error) {
+	if s.opts.Netns == nil {
+		return reservePort(s.host(), port)
+	}
+	err = s.opts.Netns.inside(func() (err error) {
+		r, err = reservePort(s.host(), port)
+		return err
+	})
+	return r, err
+}
+
+// URL returns "redis://" and the address.
 func (s *Server) URL() string { return "redis://" + s.Addr() }
 
 // Running reports whether the process exists. A paused server is running.

@@ -16,11 +16,21 @@ type TB interface {
 // the test ends.
 func Start(t TB, o Options) *Server {
 	t.Helper()
-	s, err := launch(context.Background(), o, t)
+	s, err := launch(context.Background(), o, dataServer, t)
 	if err != nil {
 		t.Fatalf("%v", err)
 		return nil
 	}
 	t.Cleanup(s.Stop)
+	logReal(t, s)
 	return s
+}
+
+// logReal says that the test runs against real servers, in the words by which
+// the summary of a test run tells such tests from others.
+func logReal(t TB, servers ...*Server) {
+	t.Helper()
+	for _, s := range servers {
+		t.Logf("real redis-server %s", s.Addr())
+	}
 }

@@ -1,0 +1,233 @@
+package observability
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+
+	"github.com/grafana/grafana-foundation-sdk/go/cog"
+	"github.com/grafana/grafana-foundation-sdk/go/cog/variants"
+	"github.com/grafana/grafana-foundation-sdk/go/common"
+	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
+	"github.com/grafana/grafana-foundation-sdk/go/stat"
+	"github.com/grafana/grafana-foundation-sdk/go/statetimeline"
+	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
+)
+
+// Dashboard is one dashboard and the name of its file.
+type Dashboard struct {
+	// File is the name of the file in ../dashboards, "ringfence-overview.json".
+	File string
+	// Build makes the dashboard.
+	Build func() (dashboard.Dashboard, error)
+}
+
+// All are the dashboards of this repository.
+func All() []Dashboard {
+	return []Dashboard{
+		{File: "ringfence-overview.json", Build: Overview},
+	}
+}
+
+// JSON is the dashboard as Grafana imports it.
+func (d Dashboard) JSON() ([]byte, error) {
+	built, err := d.Build()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", d.File, err)
+	}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // "<" and ">" are common in queries, and people read the file
+	e.SetIndent("", "  ")
+	if err := e.Encode(built); err != nil {
+		return nil, fmt.Errorf("%s: %w", d.File, err)
+	}
+	return b.Bytes(), nil
+}
+
+func ptr[T any](v T) *T { return &v }
+
+// source is whatever the reader chose in the variable "datasource": a dashboard that
+// names a data source of its own works in one Grafana only.
+var source = common.DataSourceRef{Type: ptr("prometheus"), Uid: ptr("${datasource}")}
+
+// Matchers of the variables. What has a shard_id is filtered by it too.
+const (
+	process  = `job=~"$job",instance=~"$instance"`
+	ofShards = process + `,shard_id=~"$shard_id"`
+)
+
+// layout hands out ids and places: panels flow from left to right, rows end a line.
+type layout struct {
+	id, x, y, height uint32
+	dash             *dashboard.DashboardBuilder
+}
+
+// newLayout begins a dashboard with what all of ours have in common.
+func newLayout(title, uid, description string, tags ...string) *layout {
+	pick := func(name, label, metric, about string) *dashboard.QueryVariableBuilder {
+		query := fmt.Sprintf("label_values(%s, %s)", metric, name)
+		return dashboard.NewQueryVariableBuilder(name).Label(label).Description(about).
+			Datasource(source).
+			Query(dashboard.StringOrMap{Map: map[string]any{"qryType": 1, "query": query, "refId": "variable-" + name}}).
+			Definition(query).
+			Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc).
+			Multi(true).IncludeAll(true).AllValue(".+").
+			Current(dashboard.VariableOption{
+				Selected: ptr(true),
+				Text:     dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}},
+				Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
+			})
+	}
+	return &layout{dash: dashboard.NewDashboardBuilder(title).
+		Uid(uid).Description(description).Tags(append([]string{"ringfence"}, tags...)).
+		Readonly().Timezone("utc").Tooltip(dashboard.DashboardCursorSyncCrosshair).
+		Time("now-6h", "now").Refresh("1m").
+		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").
+			Description("The Prometheus that scrapes the processes.").Type("prometheus").
+			Current(dashboard.VariableOption{
+				Selected: ptr(true),
+				Text:     dashboard.StringOrArrayOfString{String: ptr("default")},
+				Value:    dashboard.StringOrArrayOfString{String: ptr("default")},
+			})).
+		WithVariable(pick("job", "Job", "ratelimiter_build_info", "The service that limits.")).
+		WithVariable(pick("instance", "Instance", `ratelimiter_build_info{job=~"$job"}`, "One process of the service.")).
+		WithVariable(pick("shard_id", "Shard", `ratelimiter_circuit_state{job=~"$job",instance=~"$instance"}`, "The id of a shard in Config.Shards.")).
+		Annotation(dashboard.NewAnnotationQueryBuilder().
+			Name("Breaker opened").Datasource(source).Enable(true).Hide(false).IconColor("red").
+			Expr(`sum by (shard_id) (increase(ratelimiter_circuit_transitions_total{` + ofShards + `,from="closed",to="open"}[2m])) > 0`).
+			Step("60s").TitleFormat("Breaker opened").TextFormat("shard {{shard_id}}").TagKeys("shard_id"))}
+}
+
+func (l *layout) row(title string) {
+	l.id++
+	l.y, l.x, l.height = l.y+l.height, 0, 0
+	l.dash.WithRow(dashboard.NewRowBuilder(title).Id(l.id).
+		GridPos(dashboard.GridPos{X: 0, Y: l.y, W: 24, H: 1}))
+	l.y++
+}
+
+// place is the next panel's id and place.
+func (l *layout) place(w, h uint32) (uint32, dashboard.GridPos) {
+	if l.x+w > 24 {
+		l.x, l.y, l.height = 0, l.y+l.height, 0
+	}
+	at := dashboard.GridPos{X: l.x, Y: l.y, W: w, H: h}
+	l.x, l.height, l.id = l.x+w, max(l.height, h), l.id+1
+	return l.id, at
+}
+
+// query is one line, or one set of lines, of a panel.
+type query struct {
+	expr, legend string
+}
+
+func (q query) target(i int) cog.Builder[variants.Dataquery] {
+	return prometheus.NewDataqueryBuilder().Datasource(source).Expr(q.expr).LegendFormat(q.legend).
+		Range().EditorMode(prometheus.QueryEditorModeCode).RefId(string(rune('A' + i)))
+}
+
+// panel is what every panel must have; nobody can leave one of them out.
+type panel struct {
+	title, about string
+	unit         string
+	noData       string // what it says when there is nothing to show
+	w, h         uint32
+	queries      []query
+}
+
+// step is a threshold: the colour from this value on.
+type step struct {
+	from  float64
+	color string
+}
+
+// steps are thresholds that begin with base, whatever is below the first.
+func steps(base string, more ...step) *dashboard.ThresholdsConfigBuilder {
+	all := []dashboard.Threshold{{Color: base}}
+	for _, s := range more {
+		all = append(all, dashboard.Threshold{Value: ptr(s.from), Color: s.color})
+	}
+	return dashboard.NewThresholdsConfigBuilder().Mode(dashboard.ThresholdsModeAbsolute).Steps(all)
+}
+
+// number is a panel with one figure and its recent course.
+func (l *layout) number(p panel, decimals float64, th *dashboard.ThresholdsConfigBuilder) {
+	id, at := l.place(p.w, p.h)
+	b := stat.NewPanelBuilder().Id(id).GridPos(at).Datasource(source).
+		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).Decimals(decimals).
+		Thresholds(th).ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)).
+		ColorMode(common.BigValueColorModeValue).GraphMode(common.BigValueGraphModeArea).
+		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"}))
+	if len(p.queries) > 1 || p.queries[0].legend == "{{slo_name}}" {
+		b.TextMode(common.BigValueTextModeValueAndName)
+	} else {
+		b.TextMode(common.BigValueTextModeValue)
+	}
+	for i, q := range p.queries {
+		b.WithTarget(q.target(i))
+	}
+	l.dash.WithPanel(b)
+}
+
+// lines begins a panel with lines over time. add puts it on the dashboard.
+func (l *layout) lines(p panel) *timeseries.PanelBuilder {
+	id, at := l.place(p.w, p.h)
+	b := timeseries.NewPanelBuilder().Id(id).GridPos(at).Datasource(source).
+		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).
+		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdPaletteClassic)).
+		LineWidth(1).FillOpacity(0).ShowPoints(common.VisibilityModeNever).
+		Legend(common.NewVizLegendOptionsBuilder().ShowLegend(true).
+			DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).Calcs([]string{})).
+		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeMulti).Sort(common.SortOrderDescending))
+	for i, q := range p.queries {
+		b.WithTarget(q.target(i))
+	}
+	return b
+}
+
+// logarithmic is an axis on which 0.2 ms and 100 ms can be seen side by side.
+func logarithmic() *common.ScaleDistributionConfigBuilder {
+	return common.NewScaleDistributionConfigBuilder().Type(common.ScaleDistributionLog).Log(10)
+}
+
+func stacked() *common.StackingConfigBuilder {
+	return common.NewStackingConfigBuilder().Mode(common.StackingModeNormal).Group("A")
+}
+
+// painted gives a line its colour by name, so that a colour means the same everywhere.
+func painted(b *timeseries.PanelBuilder, name, color string) {
+	b.OverrideByName(name, []dashboard.DynamicConfigValue{
+		{Id: "color", Value: map[string]string{"mode": "fixed", "fixedColor": color}},
+	})
+}
+
+// span maps values from a to b, both included, to a word and a colour.
+func span(a, b float64, text, color string, index int32) dashboard.ValueMapping {
+	return dashboard.ValueMapping{RangeMap: &dashboard.RangeMap{
+		Type: dashboard.MappingTypeRangeToText,
+		Options: dashboard.DashboardRangeMapOptions{
+			From: ptr(a), To: ptr(b),
+			Result: dashboard.ValueMappingResult{Text: ptr(text), Color: ptr(color), Index: ptr(index)},
+		},
+	}}
+}
+
+// timeline is a panel with one bar for each series, coloured by what its values mean.
+func (l *layout) timeline(p panel, meanings ...dashboard.ValueMapping) {
+	id, at := l.place(p.w, p.h)
+	b := statetimeline.NewPanelBuilder().Id(id).GridPos(at).Datasource(source).
+		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).
+		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)).
+		Thresholds(steps("green", step{0.0001, "yellow"}, step{0.5, "red"})).
+		Mappings(meanings).MergeValues(true).ShowValue(common.VisibilityModeAuto).
+		RowHeight(0.85).FillOpacity(80).LineWidth(0).
+		Legend(common.NewVizLegendOptionsBuilder().ShowLegend(true).
+			DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).Calcs([]string{})).
+		Tooltip(common.NewVizTooltipOptionsBuilder().Mode(common.TooltipDisplayModeSingle).Sort(common.SortOrderNone))
+	for i, q := range p.queries {
+		b.WithTarget(q.target(i))
+	}
+	l.dash.WithPanel(b)
+}
