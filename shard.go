@@ -136,7 +136,9 @@ func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, e
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
-			return deadConn{err}, nil
+			// Joined with nothing, because go-redis takes one layer off what fails in its
+			// handshake: a certificate's error, or that it was a dial, would be lost.
+			return deadConn{errors.Join(err)}, nil
 		}
 		return conn, nil
 	}
