@@ -99,6 +99,9 @@ func classify(err error) *errorType {
 		case strings.Contains(text, "The user executing the script can't"),
 			strings.Contains(text, "ACL failure in script"):
 			return typeNoPerm
+		case strings.Contains(text, "Protocol error: unauthenticated"):
+			// What NOAUTH is for a command of more than ten words; then Redis hangs up.
+			return typeAuth
 		case strings.Contains(text, "max number of clients"):
 			return typeDial
 		}

@@ -312,7 +312,9 @@ func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
 func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, error) {
 	start := l.ring.clock()
 	if err := l.checkMany(ctx, reqs); err != nil {
-		l.refuse(nil, err, max(1, len(reqs)), start)
+		// Of a call that is too large MaxMany entries are counted, so that it costs no more
+		// than one that is not.
+		l.refuse(nil, err, min(max(1, len(reqs)), MaxMany), start)
 		return nil, err
 	}
 	if len(reqs) == 0 {

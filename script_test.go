@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "9c540318d7c49da0414f9e3ac539f0cfd8cae9a1"},
-		{"look on Redis", redisScripts.look, "f46eb263f617bbf7ee7bb61a6762a628b50d8f50"},
-		{"charge, plain", plainScripts.charge, "93c4ecf073abb3bc149122fdf92782b70c09fa69"},
-		{"look, plain", plainScripts.look, "6f6b154ab52525e49fbef5d342e45c21f4e3b2fe"},
+		{"charge on Redis", redisScripts.charge, "f5d2de6585833391ce0b150e067e296641089ca0"},
+		{"look on Redis", redisScripts.look, "b800983bc87f8e642ad95809bd2b33eb0b7c650d"},
+		{"charge, plain", plainScripts.charge, "176d4419296329ab8ec32124a5e331e2bd7dcc43"},
+		{"look, plain", plainScripts.look, "efc3403340db5508262c5848c063873799cb6260"},
 	} {
 		if c.got.sha != c.want {
 			t.Errorf("%s: %s, pinned %s", c.name, c.got.sha, c.want)

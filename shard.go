@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -59,7 +60,8 @@ type redisNode struct {
 	scripts scripts
 	plain   bool
 	where   string
-	loaded  func() // told of each script the server had to be given
+	loaded  func()                // told of each script the server had to be given
+	unknown atomic.Pointer[error] // why the server does not know who we are, until it does
 }
 
 type nodeConfig struct {
@@ -134,7 +136,9 @@ func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, e
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
-			return deadConn{err}, nil
+			// Joined with nothing, because go-redis takes one layer off what fails in its
+			// handshake: a certificate's error, or that it was a dial, would be lost.
+			return deadConn{errors.Join(err)}, nil
 		}
 		return conn, nil
 	}
@@ -220,10 +224,32 @@ func (n *redisNode) run(ctx context.Context, call, callText any, s script, reqs 
 	clear(b.args)
 	clear(b.limits)
 	callPool.Put(b)
-	if err != nil {
+	if err = n.account(err); err != nil {
 		return err
 	}
 	return decodeReply(cmd.Val(), reqs)
+}
+
+// account gives the lost connections of a server that wants a password their reason. It
+// answers our scripts with an error and hangs up, which the next operation may find out
+// first: an outage, so it seems, and the breaker would open on it.
+func (n *redisNode) account(err error) error {
+	why := n.unknown.Load()
+	if err == nil {
+		if why != nil {
+			n.unknown.Store(nil)
+		}
+		return nil
+	}
+	switch t := classify(err); {
+	case t == typeAuth:
+		n.unknown.Store(&err)
+	case t == typeEOF && why != nil:
+		return *why
+	case why != nil:
+		n.unknown.Store(nil)
+	}
+	return err
 }
 
 func (n *redisNode) charge(ctx context.Context, reqs []*request) error {
@@ -243,7 +269,7 @@ func (n *redisNode) reset(ctx context.Context, reqs []*request) error {
 	for _, r := range reqs {
 		args = append(args, r)
 	}
-	return n.client.Process(ctx, redis.NewIntCmd(ctx, args...))
+	return n.account(n.client.Process(ctx, redis.NewIntCmd(ctx, args...)))
 }
 
 func (n *redisNode) load(ctx context.Context) error {

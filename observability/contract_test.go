@@ -50,7 +50,7 @@ func gather() (catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer shards.Close() //nolint:errcheck // the process ends with it
+	defer shards.Close()
 	reg := prometheus.NewRegistry()
 	ctx := context.Background()
 	ring, err := ringfence.Open(ctx, ringfence.Config{
@@ -60,7 +60,7 @@ func gather() (catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer ring.Close() //nolint:errcheck // as above
+	defer ring.Close()
 	api, err := ring.Limiter("api", ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 5})
 	if err != nil {
 		return nil, err
@@ -108,6 +108,9 @@ func gather() (catalog, error) {
 	return c, nil
 }
 
+// nameLabel is the label that holds a series's name.
+const nameLabel = "__name__"
+
 // ofTargets are the labels that Prometheus adds to what it scrapes.
 var ofTargets = []string{"job", "instance"}
 
@@ -136,7 +139,7 @@ func (c catalog) check(e parser.Expr) (bad []string) {
 				return nil
 			}
 			for _, match := range n.LabelMatchers {
-				if match.Name == labels.MetricName || slices.Contains(ofTargets, match.Name) {
+				if match.Name == nameLabel || slices.Contains(ofTargets, match.Name) {
 					continue
 				}
 				seen, ok := m.values[match.Name]
@@ -184,7 +187,7 @@ func (c catalog) check(e parser.Expr) (bad []string) {
 				break
 			}
 			for _, match := range sel[0] {
-				if m, ok := c[match.Value]; match.Name == labels.MetricName && ok && m.kind == "GAUGE" {
+				if m, ok := c[match.Value]; match.Name == nameLabel && ok && m.kind == "GAUGE" {
 					say("%s of the gauge %s", n.Func.Name, match.Value)
 				}
 			}

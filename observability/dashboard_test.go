@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/promql/parser"
 
 	"github.com/ringfence/ringfence/observability"
@@ -320,7 +319,7 @@ func TestEveryQueryOfAPanelFollowsTheVariablesAndTheZoom(t *testing.T) {
 				got := map[string]string{}
 				for _, m := range sel {
 					got[m.Name] = m.Value
-					if m.Name == labels.MetricName {
+					if m.Name == nameLabel {
 						name = m.Value
 					}
 				}

@@ -62,7 +62,7 @@ func (f *fixture) write(path string) error {
 	if err != nil {
 		return err
 	}
-	defer file.Close() //nolint:errcheck // Flush tells
+	defer file.Close()
 	w := bufio.NewWriter(file)
 	for _, name := range f.order {
 		fam := f.families[name]
@@ -306,7 +306,7 @@ func (h history) ask(expr string, from, to int) (map[string][]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer r.Body.Close() //nolint:errcheck // it has been read
+	defer r.Body.Close()
 	var answer struct {
 		Status, Error string
 		Data          struct {

@@ -15,12 +15,19 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 )
 
+// The types are those of the classic JSON, which Grafana 10 to 13 import. Those that the
+// SDK prefers are for newer ones only.
+type (
+	classic        = dashboard.Dashboard        //nolint:staticcheck // see above
+	classicBuilder = dashboard.DashboardBuilder //nolint:staticcheck // see above
+)
+
 // Dashboard is one dashboard and the name of its file.
 type Dashboard struct {
 	// File is the name of the file in ../dashboards, "ringfence-overview.json".
 	File string
 	// Build makes the dashboard.
-	Build func() (dashboard.Dashboard, error)
+	Build func() (classic, error)
 }
 
 // All are the dashboards of this repository.
@@ -61,7 +68,7 @@ const (
 // layout hands out ids and places: panels flow from left to right, rows end a line.
 type layout struct {
 	id, x, y, height uint32
-	dash             *dashboard.DashboardBuilder
+	dash             *classicBuilder
 }
 
 // newLayout begins a dashboard with what all of ours have in common.
@@ -80,8 +87,8 @@ func newLayout(title, uid, description string, tags ...string) *layout {
 				Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
 			})
 	}
-	return &layout{dash: dashboard.NewDashboardBuilder(title).
-		Uid(uid).Description(description).Tags(append([]string{"ringfence"}, tags...)).
+	b := dashboard.NewDashboardBuilder(title) //nolint:staticcheck // as for classic
+	return &layout{dash: b.Uid(uid).Description(description).Tags(append([]string{"ringfence"}, tags...)).
 		Readonly().Timezone("utc").Tooltip(dashboard.DashboardCursorSyncCrosshair).
 		Time("now-6h", "now").Refresh("1m").
 		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").

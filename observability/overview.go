@@ -32,7 +32,7 @@ var BurnWindows = []BurnWindow{
 
 // Overview is the dashboard to look at first: is the service's promise kept, and if not,
 // which shard is it.
-func Overview() (dashboard.Dashboard, error) {
+func Overview() (classic, error) {
 	l := newLayout("Ringfence / Overview", "ringfence-overview",
 		"Is the limiter's promise kept, and if not: which shard, which error, who answers instead. The sections of alerts/playbook.md begin here.",
 		"overview")

@@ -343,6 +343,11 @@ func causeCases() (cases []ruleCase) {
 	add("just below 1 % fails open", answered(20, 10000, 99, "open"), failing(7), failing(19))
 	add("everything fails closed", answered(20, 10000, 10000, "closed"), failing(19))
 	add("everything is decided locally", answered(20, 10000, 10000, "local"), failing(19))
+	for _, mode := range []string{"closed", "local"} {
+		s := answered(20, 10000, 9000, mode)
+		s[`ratelimiter_fallback_decisions_total{job="svc",instance="a",shard_id="s0",mode="open",reason="error"}`] = counter(20, same(50))
+		add("half a per cent fails open, and most of the rest "+mode, s, failing(19))
+	}
 	add("one call a minute fails open", answered(20, 2, 0.8, "open"), failing(19))
 	add("a few calls a minute fail open", answered(20, 4, 1.4, "open"), failing(19, "s0"))
 	s := answered(40, 10000, 0, "open")
@@ -573,7 +578,6 @@ func TestASmallMistakeInTheRulesIsCaught(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dirs := t.TempDir()
 	work := make(chan int)
 	var wg sync.WaitGroup
 	for range 2 {
@@ -590,12 +594,7 @@ func TestASmallMistakeInTheRulesIsCaught(t *testing.T) {
 					if name == "" || part == sound[name] || caught {
 						continue // what is as it was has been judged
 					}
-					dir, err := os.MkdirTemp(dirs, "")
-					if err != nil {
-						t.Error(err)
-						continue
-					}
-					said, err := judge(dir, name, part)
+					said, err := judge(t.TempDir(), name, part)
 					if err != nil {
 						t.Errorf("%s: promtool fails for another reason: %v", m.what, err)
 					}

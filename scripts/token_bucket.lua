@@ -59,9 +59,9 @@ local function bucket_left(d, r, n, pq, pr, bq, br)
 end
 
 -- floor(f * x / p) for f < p and x up to 366 days of us, below 2^45: seven bits at a
--- time, so that no product passes 2^53.
+-- time, from 2^42 down, so that no product passes 2^53.
 local function bucket_scale(f, x, p)
-  local whole, rest, unit = 0, 0, 4398046511104 -- 2^42
+  local whole, rest, unit = 0, 0, 4398046511104
   while unit >= 1 do
     local digit = math.floor(x / unit)
     x = x - digit * unit

@@ -53,7 +53,7 @@ func (p *Proxy) Addr() string { return p.listener.Addr().String() }
 // delay adds to the latency, it does not limit how many replies pass a second.
 func (p *Proxy) SetDelay(d time.Duration) { p.delay.Store(int64(max(d, 0))) }
 
-// CutReplies(true) lets requests through, and closes the connection when the
+// CutReplies lets requests through while on, and closes the connection when the
 // reply comes back instead of passing it on: the server has executed what the
 // client sees fail. It cuts handshakes too, so let the client connect first.
 func (p *Proxy) CutReplies(on bool) { p.cut.Store(on) }
@@ -61,8 +61,8 @@ func (p *Proxy) CutReplies(on bool) { p.cut.Store(on) }
 // Cuts returns how many connections CutReplies has closed.
 func (p *Proxy) Cuts() int { return int(p.cuts.Load()) }
 
-// Blackhole(true) accepts connections and bytes but passes nothing on, in
-// either direction. Blackhole(false) delivers what was held back, as a network
+// Blackhole accepts connections and bytes while on but passes nothing on, in
+// either direction; when off, it delivers what was held back, as a network
 // does that has healed: a request is then executed even if its client has given
 // up.
 func (p *Proxy) Blackhole(on bool) { p.hole.set(on) }
