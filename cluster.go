@@ -75,9 +75,7 @@ func clusterOptions(c Config, t *target, conf *tls.Config) *redis.ClusterOptions
 		ClusterStateReloadInterval: time.Second,
 		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
-	if c.Dialer != nil {
-		o.Dialer = withTLS(c.Dialer, o.TLSConfig)
-	}
+	o.Dialer = dialerOf(c.Dialer, o.TLSConfig, c.OperationTimeout)
 	return o
 }
 

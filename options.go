@@ -304,7 +304,7 @@ func (s *ShardConfig) check(field string) error {
 		if t.kind != oneServer && (i > 0 || len(urls) > 1 || len(s.ReplicaClients) > 0) {
 			return invalid(name, redactURL(u), "a Sentinel set or a Redis Cluster knows its replicas itself; leave Replicas empty")
 		}
-		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss:")
+		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss")
 	}
 	if s.TLS != nil && !encrypted {
 		return invalid(field+".TLS", "(set)", "is for rediss:// URLs, and there is none; write rediss:// or leave it nil")

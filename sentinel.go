@@ -15,9 +15,7 @@ func newSentinelNodes(t *target, c nodeConfig) []node {
 		DialTimeout: c.timeout, ReadTimeout: c.timeout, WriteTimeout: c.timeout, PoolTimeout: c.timeout,
 		ContextTimeoutEnabled: true, PoolSize: c.poolSize, DisableIdentity: true,
 	}
-	if c.dialer != nil {
-		o.Dialer = withTLS(c.dialer, o.TLSConfig)
-	}
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout)
 	replicas := o
 	replicas.ReplicaOnly = true
 	primary := newClientNode(redis.NewFailoverClient(&o), c, false)

@@ -271,6 +271,9 @@ func (s *shard) probe() {
 		}
 		report(result)
 	}()
+	if s.cluster != nil { // its slots say who is master by now
+		s.cluster.refreshIn(s.ring.ctx, s.ring.config.OperationTimeout)
+	}
 	var v view
 	s.inTime(func(ctx context.Context) { v = s.resolve(ctx)[s.primary.Load()] })
 	switch {
