@@ -33,7 +33,7 @@ func (r *Ring) Stats() []ShardStats {
 	for i, s := range shards {
 		out[i] = ShardStats{
 			ID: s.id, Share: r.share(s), Primary: s.nodes[s.primary.Load()].addr(),
-			InFlight: s.inFlight(), Queued: len(s.charges.queue), Breaker: s.breaker.stats(),
+			InFlight: s.inFlight(), Queued: int(s.charges.waiting.Load()), Breaker: s.breaker.stats(),
 		}
 		if p := s.policy.Load(); p != noPolicy {
 			policy := FailurePolicy(p)

@@ -143,6 +143,7 @@ func (o *operation) end(err error) {
 // as their budget lasts and then go.
 type dispatcher struct {
 	queue   chan *request
+	waiting atomic.Int64 // requests in the queue, those of chains counted one by one
 	stop    chan struct{}
 	stopped sync.WaitGroup
 	start   sync.Once
@@ -213,14 +214,21 @@ func (d *dispatcher) send(r *request, deadline int64) error {
 	if d.overdue(deadline) {
 		return errOverdue
 	}
+	n := int64(0)
 	for q := r; q != nil; q = q.next {
 		q.due = deadline
+		n++
 	}
 	d.begun()
+	if d.waiting.Add(n) > int64(cap(d.queue)) {
+		d.waiting.Add(-n)
+		return errQueueFull
+	}
 	select {
 	case d.queue <- r:
 		return nil
 	default:
+		d.waiting.Add(-n)
 		return errQueueFull
 	}
 }
@@ -316,9 +324,10 @@ func (d *dispatcher) work(began *atomic.Int64) {
 		kind := head.kind
 		usual := d.usual.Load()
 		soonest := int64(0) // the earliest due that can still be met
-		if usual > 0 && usual < int64(d.budget) {
-			soonest = d.clock() + usual + usual/8
+		if reach := usual + usual/8; usual > 0 && reach < int64(d.budget) {
+			soonest = d.clock() + reach
 		}
+		doubted := false
 		for r := head; r != nil; {
 			// Nobody waits for company: only what is there already comes along.
 			if r.kind != kind || len(batch) == d.maxBatch || (len(batch) > 0 && weight+r.weight() > d.maxWeight) {
@@ -328,6 +337,7 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			next := r.next
 			r.next = nil
 			weight += r.weight()
+			d.waiting.Add(-1)
 			switch {
 			case !r.stage.CompareAndSwap(stageQueued, stageSent):
 				r.release()
@@ -337,7 +347,7 @@ func (d *dispatcher) work(began *atomic.Int64) {
 				// always about to leave: serving them would be serving nobody.
 				r.answer(errBudget)
 				r.release()
-				d.usual.Add(-usual / 64) // or a wrong guess would never be found out
+				doubted = true
 			default:
 				batch = append(batch, r)
 			}
@@ -348,6 +358,11 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			case r = <-d.queue:
 			default:
 			}
+		}
+		if doubted {
+			// A wrong guess would never be found out if nothing were sent. Once a sweep, not
+			// once a request: a long queue would unlearn it altogether.
+			d.usual.CompareAndSwap(usual, usual-usual/64)
 		}
 		if len(batch) > 0 {
 			d.run(kind, batch, began)
@@ -446,6 +461,7 @@ func (d *dispatcher) drain() {
 		case r := <-d.queue:
 			for r != nil {
 				next := r.next
+				d.waiting.Add(-1)
 				if r.stage.CompareAndSwap(stageQueued, stageSent) {
 					r.answer(ErrClosed)
 				}

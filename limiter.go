@@ -48,6 +48,9 @@ func (l *Limiter) String() string {
 // GoString is String, so that %#v shows no secret either.
 func (l *Limiter) GoString() string { return l.String() }
 
+// Format writes String whatever the verb.
+func (l *Limiter) Format(f fmt.State, verb rune) { printSafely(f, verb, l) }
+
 // Allow asks for one unit: AllowN with a cost of 1.
 func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 	return l.AllowN(ctx, key, 1)
@@ -216,7 +219,7 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		return d, CauseBreaker, nil, nil
 	}
 	r := newRequest(kind, l.rule, h, l.ring.space, cost)
-	if kind == opCharge && s.ledger.count.Load() > 0 {
+	if kind == opCharge && s.owing() {
 		s.attach(r, l)
 	}
 	if err := s.charges.send(r, deadline); err != nil {
@@ -305,8 +308,9 @@ func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
 	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
 }
 
-// AllowMany asks for many keys at once, in one round trip a shard. The decisions are in
-// the order of the requests; repeats of a key are decided in that order. It is not
+// AllowMany asks for many keys at once: up to Config.MaxBatch keys of a shard in one round
+// trip, more of them in several, Config.InFlight side by side. The decisions are in the
+// order of the requests; repeats of a key are decided in that order. It is not
 // atomic: some may be admitted and others denied. One invalid entry is an error, and
 // nothing is charged. Up to MaxMany entries; none is no error and no decisions.
 func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, error) {
@@ -351,12 +355,7 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		l.refuse(nil, ended, len(reqs), start)
 		return nil, ended
 	}
-	for i := range entries {
-		if e := &entries[i]; e.cause != CauseNone {
-			out[i] = e.shard.fallBack(ctx, l, e.hash, reqs[i].Cost, deadline, e.cause, true)
-			e.shard.part(e.left, &out[i])
-		}
-	}
+	l.fallBackMany(ctx, reqs, entries, out, deadline)
 	took := time.Duration(l.ring.clock() - start)
 	for i := range entries {
 		l.metrics.decided(entries[i].shard, &out[i], reqs[i].Cost, took)
@@ -389,17 +388,85 @@ type manyEntry struct {
 	shard *shard
 	req   *request // nil when it was not sent
 	cause Cause
+	shown Cause    // cause as the Decision shows it
 	left  *request // see ask
 }
 
-// sendMany queues the entries, those of a shard as one chain, which one operation after
-// another carries in order.
-func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
-	type chain struct {
-		head, tail *request
+// chains are requests on their way to one dispatcher, in one chain or, where they do not
+// fit into one operation, in as many as can be under way at once. Those of one key are in
+// one chain, which keeps their order.
+type chains struct {
+	d     *dispatcher
+	of    []int // entries
+	count uint64
+	heads []*request
+	tails []*request
+}
+
+// link adds the request of an entry to the chain of its key.
+func (c *chains) link(r *request, k uint64) {
+	if c.tails[k] == nil {
+		c.heads[k] = r
+	} else {
+		c.tails[k].next = r
 	}
+	c.tails[k] = r
+}
+
+// chain links the requests of the entries that have one, by dispatcher.
+func chain(entries []manyEntry, to func(*shard) *dispatcher) []*chains {
+	byDispatcher := map[*dispatcher]*chains{}
+	var all []*chains
+	for i := range entries {
+		if entries[i].req == nil {
+			continue
+		}
+		d := to(entries[i].shard)
+		c := byDispatcher[d]
+		if c == nil {
+			c = &chains{d: d}
+			byDispatcher[d] = c
+			all = append(all, c)
+		}
+		c.of = append(c.of, i)
+	}
+	for _, c := range all {
+		c.count = uint64(min(len(c.d.inFlight), (len(c.of)+c.d.maxBatch-1)/c.d.maxBatch))
+		c.heads, c.tails = make([]*request, c.count), make([]*request, c.count)
+		for _, i := range c.of {
+			c.link(entries[i].req, entries[i].hash.lo%c.count)
+		}
+	}
+	return all
+}
+
+// sendChains sends them. What cannot be sent is released and gets its cause.
+func sendChains(all []*chains, entries []manyEntry, deadline func(*shard) int64) {
+	for _, c := range all {
+		for k, head := range c.heads {
+			if head == nil {
+				continue
+			}
+			err := c.d.send(head, deadline(entries[c.of[0]].shard))
+			if err == nil {
+				continue
+			}
+			for _, i := range c.of {
+				if e := &entries[i]; e.hash.lo%c.count == uint64(k) {
+					e.req.next = nil
+					c.d.settle(e.req, err)
+					e.req.release()
+					e.req.release()
+					e.req, e.cause = nil, causeOf(err)
+				}
+			}
+		}
+	}
+}
+
+// sendMany queues the entries.
+func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 	entries := make([]manyEntry, len(reqs))
-	chains := map[*shard]*chain{}
 	for i, q := range reqs {
 		e := &entries[i]
 		e.hash = l.keys.hash(q.Key)
@@ -409,29 +476,11 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 			continue
 		}
 		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
-		if e.shard.ledger.count.Load() > 0 {
+		if e.shard.owing() {
 			e.shard.attach(e.req, l)
 		}
-		if c := chains[e.shard]; c == nil {
-			chains[e.shard] = &chain{head: e.req, tail: e.req}
-		} else {
-			c.tail.next, c.tail = e.req, e.req
-		}
 	}
-	for s, c := range chains {
-		err := s.charges.send(c.head, s.split(start, deadline))
-		if err == nil {
-			continue
-		}
-		for i := range entries {
-			if e := &entries[i]; e.shard == s && e.req != nil {
-				e.req.next = nil
-				s.charges.settle(e.req, err)
-				e.req.release()
-				e.req.release()
-				e.req, e.cause = nil, causeOf(err)
-			}
-		}
-	}
+	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,
+		func(s *shard) int64 { return s.split(start, deadline) })
 	return entries
 }

@@ -36,6 +36,7 @@ type localState struct {
 	// full is, for a bucket, when the share is whole again, and known when what the
 	// replica knew to be missing is made up for; what lies between was admitted here.
 	full, known int64
+	told        int64 // of the deficit that was admitted here, sent to the shard since
 	// slices are, for a log, what was admitted in each 64th of a window, oldest first.
 	slices []localSlice
 	live   int64
@@ -47,6 +48,7 @@ type localState struct {
 type localSlice struct {
 	number int64 // now / length of a slice
 	units  int64
+	told   int64 // of units, sent to the shard since; see settle.go
 }
 
 const slicesPerWindow = 64
@@ -128,7 +130,7 @@ func (s *localState) takeLog(r *rule, now, cost, whole int64, charge bool) (ok b
 			if k := len(s.slices); k > 0 && s.slices[k-1].number >= number {
 				s.slices[k-1].units += cost
 			} else {
-				s.slices = append(s.slices, localSlice{number, cost})
+				s.slices = append(s.slices, localSlice{number: number, units: cost})
 			}
 			s.live += cost
 		}

@@ -378,6 +378,9 @@ func (r *Ring) String() string {
 // GoString is String, so that %#v shows no credentials either.
 func (r *Ring) GoString() string { return r.String() }
 
+// Format writes String whatever the verb.
+func (r *Ring) Format(f fmt.State, verb rune) { printSafely(f, verb, r) }
+
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
 // answered, operations in flight have a second to end, and connections that ringfence
 // opened are closed. Clients given to it stay open. Metrics are unregistered. Calling it

@@ -24,33 +24,63 @@ type owed struct {
 	slices []localSlice // log
 }
 
-// takeOwed takes what the key owes out of the local count. The share ends with it: what a
-// replica said before the shard was told would else be dealt out again.
-func (s *localState) takeOwed(r *rule, now int64, instances int) owed {
-	s.seeded = false
+// takeOwed takes what the key owes and has not been told. It stays counted: whether the
+// shard learns of it is not known yet, and what a replica said before must not be dealt
+// out a second time.
+func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
 	if r.algo == algoSlidingLog {
 		s.expire(r, now)
-		o := owed{units: s.live, slices: s.slices}
-		s.slices, s.live = nil, 0
+		for i := range s.slices {
+			c := &s.slices[i]
+			if part := c.units - c.told; part > 0 {
+				o.slices = append(o.slices, localSlice{number: c.number, units: part})
+				o.units += part
+				c.told = c.units
+			}
+		}
 		return o
 	}
-	own := s.full - max(now, s.known)
-	if own <= 0 {
-		return owed{}
+	own := max(0, s.full-max(now, s.known))
+	o.ns = own - min(own, s.told)
+	s.told = own
+	if o.ns > 0 {
+		one := max(1, bucketCost(r, 1, instances))
+		o.units = min(r.capacity, (o.ns+one-1)/one)
 	}
-	s.full = max(now, s.known)
-	one := max(1, bucketCost(r, 1, instances))
-	return owed{units: min(r.capacity, (own+one-1)/one), ns: own}
+	return o
 }
 
-// giveBack puts it back when the shard certainly was not told.
-func (s *localState) giveBack(now int64, o owed) {
+// confirmed drops what the shard knows of now. The share ends with it: the next one is
+// made of what a replica says then.
+func (s *localState) confirmed(now int64, o owed) {
+	s.seeded = false
 	if o.ns > 0 {
-		s.full = max(s.full, now) + o.ns
+		part := min(o.ns, max(0, s.full-max(now, s.known)))
+		s.full -= part
+		s.told = max(0, s.told-o.ns)
 	}
-	if len(o.slices) > 0 {
-		s.slices = append(o.slices, s.slices...)
-		s.live += o.units
+	s.each(o, func(c *localSlice, units int64) {
+		units = min(units, c.units)
+		c.units -= units
+		c.told = max(0, c.told-units)
+		s.live -= units
+	})
+}
+
+// giveBack makes it owed again, when the shard certainly was not told.
+func (s *localState) giveBack(o owed) {
+	s.told = max(0, s.told-o.ns)
+	s.each(o, func(c *localSlice, units int64) { c.told = max(0, c.told-units) })
+}
+
+// each calls f on the slices that are left of what was owed.
+func (s *localState) each(o owed, f func(c *localSlice, units int64)) {
+	for _, was := range o.slices {
+		for i := range s.slices {
+			if s.slices[i].number == was.number {
+				f(&s.slices[i], was.units)
+			}
+		}
 	}
 }
 
@@ -86,6 +116,7 @@ func (s *localState) refund(r *rule, now, cost int64, instances int) {
 	for k := len(s.slices) - 1; k >= 0 && cost > 0; k-- {
 		part := min(cost, s.slices[k].units)
 		s.slices[k].units -= part
+		s.slices[k].told = min(s.slices[k].told, s.slices[k].units)
 		s.live -= part
 		cost -= part
 	}
@@ -150,6 +181,10 @@ func (g *ledger) some(n int) map[keyHash]*Limiter {
 	return out
 }
 
+// owing says whether calls are to tell debits along the way: not while the primary keeps
+// callers waiting, or debits would be lost.
+func (s *shard) owing() bool { return s.ledger.count.Load() > 0 && !s.degraded.Load() }
+
 // attach puts what the key owes onto a request that is about to be sent.
 func (s *shard) attach(r *request, l *Limiter) {
 	if !s.ledger.remove(r.hash) {
@@ -170,10 +205,10 @@ func (s *shard) settled(r *request, err error) {
 	switch {
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)
-	case err != nil && (notSent(err) || !classify(err).ran):
 		now := s.ring.clock()
-		o := r.owed
-		s.ring.local.with(r.hash, r.rule, l.keys.k0, now, func(e *localEntry) { e.giveBack(now, o) })
+		s.ring.local.find(r.hash, func(e *localEntry) { e.confirmed(now, r.owed) })
+	case err != nil && (notSent(err) || !classify(err).ran):
+		s.ring.local.find(r.hash, func(e *localEntry) { e.giveBack(r.owed) })
 		s.ledger.add(r.hash, l)
 	default:
 		s.metrics.settleLost(r.owed.units)

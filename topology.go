@@ -46,7 +46,6 @@ type shard struct {
 	mu        sync.Mutex // guards the following
 	said      []nodeInfo // by each server, when it last answered
 	up        bool
-	checked   bool
 	splitView bool
 	lag       time.Duration
 	offset    time.Duration
@@ -238,6 +237,9 @@ func (s *shard) moved(from, to BreakerState) {
 			"shard", s.id, "failures", st.Failures, "last_error", st.LastError)
 	case to == BreakerClosed:
 		s.setUp()
+		// A probe has been answered: what replicas said before is out of date.
+		s.epoch.Add(1)
+		s.degraded.Store(false)
 		s.settleSoon()
 		s.ring.log.info(s.id, "closed", "circuit breaker closed", "shard", s.id)
 	}
@@ -268,6 +270,9 @@ func (s *shard) probe() {
 		s.metrics.probed(result)
 		if result != nil && classify(result).refused {
 			s.failed(result)
+		}
+		if result == nil { // the first call of all is to tell what its key owes
+			s.degraded.Store(false)
 		}
 		report(result)
 	}()
@@ -434,7 +439,7 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 			s.lag = max(s.lag, w.lag)
 		}
 	}
-	s.up, s.checked = clockErr == nil, true
+	s.up = clockErr == nil && s.breaker.closed.Load()
 	s.mu.Unlock()
 	if clockErr != nil {
 		return clockErr
