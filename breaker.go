@@ -114,10 +114,8 @@ type BreakerStats struct {
 // random bits.
 func openPeriod(c BreakerConfig, streak int, draw uint64) time.Duration {
 	period := c.MaxOpenPeriod
-	if shift := streak - 1; shift < 40 {
-		if p := c.OpenPeriod << shift; p < period && p > 0 {
-			period = p
-		}
+	if shift := streak - 1; shift < 40 && c.OpenPeriod <= period>>shift {
+		period = c.OpenPeriod << shift
 	}
 	least := period - period/4
 	jitter, _ := bits.Mul64(draw, uint64(period-least)+1)

@@ -25,13 +25,15 @@ type ShardStats struct {
 	Breaker BreakerStats
 }
 
-// Stats returns how every shard is doing, in the order of Config.Shards.
+// Stats returns how every shard is doing, in the order of Config.Shards; every master of a
+// Redis Cluster is a shard.
 func (r *Ring) Stats() []ShardStats {
-	out := make([]ShardStats, len(r.shards))
-	for i, s := range r.shards {
+	shards := r.all()
+	out := make([]ShardStats, len(shards))
+	for i, s := range shards {
 		out[i] = ShardStats{
-			ID: s.id, Share: r.table.share(i), Primary: s.nodes[s.primary.Load()].addr(),
-			InFlight: s.inFlight(), Queued: len(s.charges.queue), Breaker: s.breaker.stats(),
+			ID: s.id, Share: r.share(s), Primary: s.nodes[s.primary.Load()].addr(),
+			InFlight: s.inFlight(), Queued: int(s.charges.waiting.Load()), Breaker: s.breaker.stats(),
 		}
 		if p := s.policy.Load(); p != noPolicy {
 			policy := FailurePolicy(p)
@@ -115,11 +117,12 @@ func (r *Ring) ClearPolicy(shardID string) error {
 }
 
 func (r *Ring) find(shardID string) (*shard, error) {
-	if s := r.byID[shardID]; s != nil {
-		return s, nil
-	}
-	ids := make([]string, 0, len(r.shards))
-	for _, s := range r.shards {
+	shards := r.all()
+	ids := make([]string, 0, len(shards))
+	for _, s := range shards {
+		if s.id == shardID {
+			return s, nil
+		}
 		ids = append(ids, s.id)
 	}
 	slices.Sort(ids)

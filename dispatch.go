@@ -21,11 +21,17 @@ const (
 // and the dispatcher, each of which may be done with it first; the last returns it to
 // the pool.
 type request struct {
-	kind opKind
-	rule *rule
-	cost int64
-	hash keyHash
-	name []byte // the key in Redis
+	kind  opKind
+	rule  *rule
+	cost  int64
+	count int64 // callers it stands for: 1, or 0 when it only tells a debit
+	hash  keyHash
+	name  []byte // the key in Redis
+
+	// What the key owes its shard, told along the way; empty when nothing.
+	debit string
+	owed  owed
+	from  *Limiter
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
@@ -36,8 +42,10 @@ type request struct {
 	granted int64
 	state   state
 	err     error
+	failed  error // its own error in an operation that did not fail as a whole
 
 	stage atomic.Uint32
+	fate  atomic.Uint32 // see settle.go
 	refs  atomic.Int32
 	op    atomic.Pointer[operation]
 	done  chan struct{} // holds one value once answered
@@ -70,7 +78,9 @@ func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *r
 	r := requestPool.Get().(*request)
 	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
 	r.name = space.append(r.name[:0], h)
-	r.now, r.status, r.granted, r.state, r.err, r.next = 0, 0, 0, state{}, nil, nil
+	r.now, r.status, r.granted, r.state, r.err, r.failed, r.next = 0, 0, 0, state{}, nil, nil, nil
+	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
+	r.fate.Store(fateOpen)
 	r.op.Store(nil)
 	r.stage.Store(stageQueued)
 	r.refs.Store(2)
@@ -133,6 +143,7 @@ func (o *operation) end(err error) {
 // as their budget lasts and then go.
 type dispatcher struct {
 	queue   chan *request
+	waiting atomic.Int64 // requests in the queue, those of chains counted one by one
 	stop    chan struct{}
 	stopped sync.WaitGroup
 	start   sync.Once
@@ -157,6 +168,8 @@ type dispatcher struct {
 	// what became of it: late, because the caller had left when the reply came, or
 	// because the operation failed.
 	lost func(r *request, err error, late bool)
+	// told hears of each request with a debit, what became of it.
+	told func(r *request, err error)
 	// verdict turns the error of an operation into what the breaker is told.
 	verdict func(err error) error
 }
@@ -201,14 +214,21 @@ func (d *dispatcher) send(r *request, deadline int64) error {
 	if d.overdue(deadline) {
 		return errOverdue
 	}
+	n := int64(0)
 	for q := r; q != nil; q = q.next {
 		q.due = deadline
+		n++
 	}
 	d.begun()
+	if d.waiting.Add(n) > int64(cap(d.queue)) {
+		d.waiting.Add(-n)
+		return errQueueFull
+	}
 	select {
 	case d.queue <- r:
 		return nil
 	default:
+		d.waiting.Add(-n)
 		return errQueueFull
 	}
 }
@@ -304,9 +324,10 @@ func (d *dispatcher) work(began *atomic.Int64) {
 		kind := head.kind
 		usual := d.usual.Load()
 		soonest := int64(0) // the earliest due that can still be met
-		if usual > 0 && usual < int64(d.budget) {
-			soonest = d.clock() + usual + usual/8
+		if reach := usual + usual/8; usual > 0 && reach < int64(d.budget) {
+			soonest = d.clock() + reach
 		}
+		doubted := false
 		for r := head; r != nil; {
 			// Nobody waits for company: only what is there already comes along.
 			if r.kind != kind || len(batch) == d.maxBatch || (len(batch) > 0 && weight+r.weight() > d.maxWeight) {
@@ -316,6 +337,7 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			next := r.next
 			r.next = nil
 			weight += r.weight()
+			d.waiting.Add(-1)
 			switch {
 			case !r.stage.CompareAndSwap(stageQueued, stageSent):
 				r.release()
@@ -325,7 +347,7 @@ func (d *dispatcher) work(began *atomic.Int64) {
 				// always about to leave: serving them would be serving nobody.
 				r.answer(errBudget)
 				r.release()
-				d.usual.Add(-usual / 64) // or a wrong guess would never be found out
+				doubted = true
 			default:
 				batch = append(batch, r)
 			}
@@ -336,6 +358,11 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			case r = <-d.queue:
 			default:
 			}
+		}
+		if doubted {
+			// A wrong guess would never be found out if nothing were sent. Once a sweep, not
+			// once a request: a long queue would unlearn it altogether.
+			d.usual.CompareAndSwap(usual, usual-usual/64)
 		}
 		if len(batch) > 0 {
 			d.run(kind, batch, began)
@@ -391,10 +418,23 @@ func (d *dispatcher) learn(took int64) {
 	d.usual.Store(max(usual, 0))
 }
 
+// settle passes on what became of a debit. An error here means that it was not taken, or
+// that nobody knows, as classify says.
+func (d *dispatcher) settle(r *request, err error) {
+	if r.debit != "" {
+		d.told(r, err)
+	}
+}
+
 func (d *dispatcher) finish(batch []*request, err error) {
 	for i, r := range batch {
-		if late := r.answer(err); late || err != nil {
-			d.lost(r, err, late)
+		own := err
+		if own == nil {
+			own = r.failed
+		}
+		d.settle(r, own)
+		if late := r.answer(own); late || own != nil {
+			d.lost(r, own, late)
 		}
 		r.release()
 		batch[i] = nil
@@ -421,6 +461,7 @@ func (d *dispatcher) drain() {
 		case r := <-d.queue:
 			for r != nil {
 				next := r.next
+				d.waiting.Add(-1)
 				if r.stage.CompareAndSwap(stageQueued, stageSent) {
 					r.answer(ErrClosed)
 				}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -421,6 +422,36 @@ func TestWhoCannotBeAnsweredInTimeIsNotSent(t *testing.T) {
 		}
 		if sent-answered > sent/20 {
 			t.Errorf("%d of %d were charged for nothing", sent-answered, sent)
+		}
+	})
+}
+
+// Three times more than a shard can serve, for a while: it serves what it can, because whom
+// it cannot serve in time is turned away, however many those are at once.
+func TestAShardThatIsOfferedFarTooMuchServesWhatItCan(t *testing.T) {
+	const budget, lasts, perSecond = 20 * time.Millisecond, time.Second, 40_000
+	inBubble(t, dispatchConfig{inFlight: 2, maxBatch: 64, queue: 4096}, func(t *testing.T, b *dispatchBench) {
+		b.set(10*time.Millisecond, nil) // 2 x 64 in 10 ms: 12,800 a second
+		var answered atomic.Int64
+		var callers sync.WaitGroup
+		for range int(lasts / time.Millisecond) {
+			for range perSecond / 1000 {
+				callers.Go(func() {
+					if _, err := b.call(t.Context(), 1, budget); err == nil {
+						answered.Add(1)
+					}
+				})
+			}
+			time.Sleep(time.Millisecond)
+		}
+		callers.Wait()
+		late := int64(strings.Count(b.operations(), " 1")) - answered.Load()
+		t.Logf("of %d offered %d were answered in time, %d charged too late", perSecond, answered.Load(), late)
+		if answered.Load() < 9_000 {
+			t.Errorf("%d answered, want at least 9000 of the 12800 that the shard can serve", answered.Load())
+		}
+		if late > answered.Load()/10 {
+			t.Errorf("%d charged for callers who had left, of %d answered", late, answered.Load())
 		}
 	})
 }

@@ -15,30 +15,105 @@ import (
 // A key's owner never changes here. Asking the neighbour instead, as a consistent-hash
 // cache would, starts every limit anew when a shard goes and again when it returns.
 func (s *shard) fallBack(ctx context.Context, l *Limiter, h keyHash, cost, deadline int64, cause Cause, charge bool) Decision {
-	var d Decision
-	mode, ok, ask := fallbackMode(0), false, s.looks != nil
+	ask, cause := s.mayAsk(cause)
+	if ask {
+		if d, mode, ok := s.fromShare(ctx, l, h, cost, deadline, charge); ok {
+			return s.fell(l, d, mode, cause, charge)
+		}
+	}
+	d, mode := s.byPolicy(l, h, cost, charge)
+	return s.fell(l, d, mode, cause, charge)
+}
+
+// mayAsk says whether the share and the replicas are to be asked, and the cause to show.
+func (s *shard) mayAsk(cause Cause) (bool, Cause) {
 	switch cause {
 	case CauseCorrupt: // the primary is well; this key is not, on the replica either
-		ask = false
+		return false, cause
+	case CauseBreaker: // that it is open is known, and when it closes is too
+		return s.looks != nil, cause
 	case causeRefused:
-		ask, cause = false, CauseError
-		fallthrough
+		s.degraded.Store(true)
+		return false, CauseError
 	default:
 		s.degraded.Store(true)
+		return s.looks != nil, cause
 	}
-	if ask {
-		d, mode, ok = s.fromShare(ctx, l, h, cost, deadline, charge)
-	}
-	if !ok {
-		d, mode = s.byPolicy(l, h, cost, charge)
-	}
+}
+
+// fell finishes what the ladder decided.
+func (s *shard) fell(l *Limiter, d Decision, mode fallbackMode, cause Cause, charge bool) Decision {
 	d.Shard, d.Cause = s.id, cause
+	if !d.Allowed && d.RetryAfter == 0 {
+		d.RetryAfter = s.breaker.retryIn() // nobody knows, or this process's share is none
+	}
 	if charge {
 		s.metrics.fellBack(mode, cause)
-		s.ring.log.warn(s.id, "fallback", "decisions are not exact: the primary is not answering",
+		s.ring.log.warn(s.id, "fallback", "decisions are not exact: the primary did not make them",
 			"shard", s.id, "limiter", l.name, "mode", fallbackModeNames[mode], "reason", cause.String())
 	}
 	return d
+}
+
+// fallBackMany is fallBack for the entries of an AllowMany that the primary did not
+// answer. The replica of a shard is asked for all their keys at once.
+func (l *Limiter) fallBackMany(ctx context.Context, reqs []Request, entries []manyEntry, out []Decision, deadline int64) {
+	looks := make([]manyEntry, len(entries)) // the replica's side of the same entries
+	asked := false
+	for i := range entries {
+		e := &entries[i]
+		if e.cause == CauseNone {
+			continue
+		}
+		var ask bool
+		ask, e.shown = e.shard.mayAsk(e.cause)
+		if !ask || !e.shard.replicas.closed.Load() || e.shard.shared(e.hash) {
+			continue
+		}
+		looks[i] = manyEntry{hash: e.hash, shard: e.shard, req: newRequest(opLook, l.rule, e.hash, l.ring.space, reqs[i].Cost)}
+		asked = true
+	}
+	if asked {
+		sendChains(chain(looks, func(s *shard) *dispatcher { return s.looks }), looks, func(*shard) int64 { return deadline })
+	}
+	for i := range entries {
+		e := &entries[i]
+		if e.cause == CauseNone {
+			continue
+		}
+		out[i] = l.fallBackOne(ctx, e, looks[i].req, reqs[i].Cost, deadline)
+		e.shard.part(e.left, &out[i])
+	}
+}
+
+// fallBackOne decides one entry, with the help of what a replica was asked, if it was.
+func (l *Limiter) fallBackOne(ctx context.Context, e *manyEntry, look *request, cost, deadline int64) Decision {
+	s := e.shard
+	var said *state
+	if look != nil {
+		defer look.release()
+		if _, err := s.looks.wait(ctx, look, deadline); err == nil && look.status == statusDecided {
+			said = &look.state
+		}
+	}
+	if s.looks != nil && e.cause != CauseCorrupt && e.cause != causeRefused {
+		mode := modeShare
+		if said != nil {
+			mode = modeReplica
+		}
+		if d, ok := s.decideShare(l, e.hash, cost, true, said, s.epoch.Load()); ok {
+			return s.fell(l, d, mode, e.shown, true)
+		}
+	}
+	d, mode := s.byPolicy(l, e.hash, cost, true)
+	return s.fell(l, d, mode, e.shown, true)
+}
+
+// shared says whether there is a share of the key already.
+func (s *shard) shared(h keyHash) bool {
+	epoch, ok := s.epoch.Load(), false
+	s.ring.local.find(h, func(e *localEntry) { ok = e.seeded && e.epoch == epoch && !e.shared })
+	return ok
 }
 
 // fromShare decides out of this process's share of the key, asking a replica what is
@@ -70,6 +145,7 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 // what a replica said.
 func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said *state, epoch uint64) (d Decision, ok bool) {
 	now := s.ring.clock()
+	owes := false
 	s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
 		// What was said of one of the keys that share an entry does not hold for the next.
 		stale := !e.seeded || e.epoch != epoch || e.shared
@@ -83,7 +159,15 @@ func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said
 		}
 		d, ok = s.take(l, e, now, cost, draw, charge), true
 		d.Source = SourceReplica
+		if charge && d.Allowed {
+			if owes = !e.shared; !owes { // whose it is cannot be told apart later
+				s.metrics.settleLost(cost)
+			}
+		}
 	})
+	if owes {
+		s.ledger.add(h, l)
+	}
 	return d, ok
 }
 
@@ -93,9 +177,6 @@ func (s *shard) take(l *Limiter, e *localEntry, now, cost int64, draw uint64, ch
 	d := Decision{Allowed: allowed, Limit: l.rule.capacity, Remaining: left, ResetAfter: roundUp(reset)}
 	if !allowed {
 		d.RetryAfter = roundUp(retry)
-		if retry <= 0 { // more than this process's share can ever hold
-			d.RetryAfter = s.breaker.retryIn()
-		}
 	}
 	return d
 }
@@ -110,7 +191,8 @@ func (s *shard) byPolicy(l *Limiter, h keyHash, cost int64, charge bool) (Decisi
 	case PolicyLocal:
 		var d Decision
 		now := s.ring.clock()
-		s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
+		// An entry of its own: what a policy admits is not settled.
+		s.ring.local.with(keyHash{h.hi, ^h.lo}, l.rule, l.keys.k0, now, func(e *localEntry) {
 			d = s.take(l, e, now, cost, s.ring.draw(h), charge)
 		})
 		d.Source = SourceLocal
@@ -118,7 +200,6 @@ func (s *shard) byPolicy(l *Limiter, h keyHash, cost int64, charge bool) (Decisi
 	case PolicyClosed:
 		return Decision{
 			Limit: l.rule.capacity, Remaining: Unknown, Source: SourcePolicy,
-			RetryAfter: s.breaker.retryIn(),
 		}, modeClosed
 	default:
 		return Decision{Allowed: true, Limit: l.rule.capacity, Remaining: Unknown, Source: SourcePolicy}, modeOpen

@@ -48,6 +48,9 @@ func (l *Limiter) String() string {
 // GoString is String, so that %#v shows no secret either.
 func (l *Limiter) GoString() string { return l.String() }
 
+// Format writes String whatever the verb.
+func (l *Limiter) Format(f fmt.State, verb rune) { printSafely(f, verb, l) }
+
 // Allow asks for one unit: AllowN with a cost of 1.
 func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 	return l.AllowN(ctx, key, 1)
@@ -74,13 +77,14 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
 	}
-	d, cause, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
+	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
 	if err != nil {
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
 	}
 	if cause != CauseNone {
 		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
+		s.part(left, &d)
 	}
 	l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
 	return d, nil
@@ -103,11 +107,12 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	d, cause, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
+	d, cause, left, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
 	if err != nil {
 		return Decision{}, err
 	}
 	if cause != CauseNone {
+		s.part(left, nil)
 		d = s.fallBack(ctx, l, h, 1, deadline, cause, false)
 	}
 	return d, nil
@@ -207,45 +212,68 @@ func (s *shard) split(start, deadline int64) int64 {
 }
 
 // ask puts one question to the primary. The cause is set when the ladder must answer; an
-// error is the caller's own context.
-func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (Decision, Cause, error) {
+// error is the caller's own context. A request that was sent and not answered in time is
+// handed on as left, for part.
+func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (d Decision, cause Cause, left *request, err error) {
 	if !s.breaker.closed.Load() {
-		return Decision{}, CauseBreaker, nil
+		return d, CauseBreaker, nil, nil
 	}
 	r := newRequest(kind, l.rule, h, l.ring.space, cost)
+	if kind == opCharge && s.owing() {
+		s.attach(r, l)
+	}
 	if err := s.charges.send(r, deadline); err != nil {
+		s.charges.settle(r, err)
 		r.release()
 		r.release()
-		return Decision{}, causeOf(err), nil
+		return d, causeOf(err), nil, nil
 	}
 	return l.hear(ctx, s, r, deadline)
 }
 
-// hear waits for the answer to a request that was sent, and releases it.
-func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, err error) {
-	defer r.release()
-	if _, err = s.charges.wait(ctx, r, deadline); err != nil {
-		if canceled(ctx, err) {
-			return d, CauseNone, ctx.Err()
-		}
-		return d, causeOf(err), nil
+// part releases a request that its caller left. d is what the ladder answered instead, nil
+// if nothing was charged.
+func (s *shard) part(left *request, d *Decision) {
+	if left == nil {
+		return
 	}
+	if d != nil && d.Allowed && d.Source == SourceReplica {
+		s.conclude(left, fateShared)
+	}
+	left.release()
+}
+
+// hear waits for the answer to a request that was sent, and releases it unless it is left.
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, left *request, err error) {
+	unsent, err := s.charges.wait(ctx, r, deadline)
+	if err != nil {
+		if canceled(ctx, err) {
+			r.release()
+			return d, CauseNone, nil, ctx.Err()
+		}
+		if !unsent && errors.Is(err, errBudget) {
+			return d, causeOf(err), r, nil
+		}
+		r.release()
+		return d, causeOf(err), nil, nil
+	}
+	defer r.release()
 	switch r.status {
 	case statusDecided:
 		d = l.rule.decide(r.state, r.granted > 0, r.cost)
 		d.Source, d.Shard = SourcePrimary, s.id
-		return d, CauseNone, nil
+		return d, CauseNone, nil, nil
 	case statusWrongType:
 		s.metrics.wrongType()
 	case statusRefused:
 		// Not the key's fault: the user may not read, in most cases.
 		s.ring.log.warn(s.id, "refused", "Redis refuses to let the script read a key; the failure policy answers. Does its user have the permissions of docs/security.md?",
 			"shard", s.id, "limiter", l.name)
-		return d, CauseError, nil
+		return d, CauseError, nil, nil
 	}
 	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
 		"shard", s.id, "limiter", l.name, "status", r.status)
-	return d, CauseCorrupt, nil
+	return d, CauseCorrupt, nil, nil
 }
 
 // canceled says whether a wait ended because the caller canceled. That its deadline
@@ -280,8 +308,9 @@ func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
 	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
 }
 
-// AllowMany asks for many keys at once, in one round trip a shard. The decisions are in
-// the order of the requests; repeats of a key are decided in that order. It is not
+// AllowMany asks for many keys at once: up to Config.MaxBatch keys of a shard in one round
+// trip, more of them in several, Config.InFlight side by side. The decisions are in the
+// order of the requests; repeats of a key are decided in that order. It is not
 // atomic: some may be admitted and others denied. One invalid entry is an error, and
 // nothing is charged. Up to MaxMany entries; none is no error and no decisions.
 func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, error) {
@@ -313,21 +342,20 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		if e.req == nil {
 			continue
 		}
-		d, cause, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
-		out[i], e.cause = d, cause
+		d, cause, left, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
+		out[i], e.cause, e.left = d, cause, left
 		if err != nil {
 			ended = err
 		}
 	}
 	if ended != nil {
+		for i := range entries {
+			entries[i].shard.part(entries[i].left, nil)
+		}
 		l.refuse(nil, ended, len(reqs), start)
 		return nil, ended
 	}
-	for i := range entries {
-		if e := &entries[i]; e.cause != CauseNone {
-			out[i] = e.shard.fallBack(ctx, l, e.hash, reqs[i].Cost, deadline, e.cause, true)
-		}
-	}
+	l.fallBackMany(ctx, reqs, entries, out, deadline)
 	took := time.Duration(l.ring.clock() - start)
 	for i := range entries {
 		l.metrics.decided(entries[i].shard, &out[i], reqs[i].Cost, took)
@@ -360,16 +388,85 @@ type manyEntry struct {
 	shard *shard
 	req   *request // nil when it was not sent
 	cause Cause
+	shown Cause    // cause as the Decision shows it
+	left  *request // see ask
 }
 
-// sendMany queues the entries, those of a shard as one chain, which one operation after
-// another carries in order.
-func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
-	type chain struct {
-		head, tail *request
+// chains are requests on their way to one dispatcher, in one chain or, where they do not
+// fit into one operation, in as many as can be under way at once. Those of one key are in
+// one chain, which keeps their order.
+type chains struct {
+	d     *dispatcher
+	of    []int // entries
+	count uint64
+	heads []*request
+	tails []*request
+}
+
+// link adds the request of an entry to the chain of its key.
+func (c *chains) link(r *request, k uint64) {
+	if c.tails[k] == nil {
+		c.heads[k] = r
+	} else {
+		c.tails[k].next = r
 	}
+	c.tails[k] = r
+}
+
+// chain links the requests of the entries that have one, by dispatcher.
+func chain(entries []manyEntry, to func(*shard) *dispatcher) []*chains {
+	byDispatcher := map[*dispatcher]*chains{}
+	var all []*chains
+	for i := range entries {
+		if entries[i].req == nil {
+			continue
+		}
+		d := to(entries[i].shard)
+		c := byDispatcher[d]
+		if c == nil {
+			c = &chains{d: d}
+			byDispatcher[d] = c
+			all = append(all, c)
+		}
+		c.of = append(c.of, i)
+	}
+	for _, c := range all {
+		c.count = uint64(min(len(c.d.inFlight), (len(c.of)+c.d.maxBatch-1)/c.d.maxBatch))
+		c.heads, c.tails = make([]*request, c.count), make([]*request, c.count)
+		for _, i := range c.of {
+			c.link(entries[i].req, entries[i].hash.lo%c.count)
+		}
+	}
+	return all
+}
+
+// sendChains sends them. What cannot be sent is released and gets its cause.
+func sendChains(all []*chains, entries []manyEntry, deadline func(*shard) int64) {
+	for _, c := range all {
+		for k, head := range c.heads {
+			if head == nil {
+				continue
+			}
+			err := c.d.send(head, deadline(entries[c.of[0]].shard))
+			if err == nil {
+				continue
+			}
+			for _, i := range c.of {
+				if e := &entries[i]; e.hash.lo%c.count == uint64(k) {
+					e.req.next = nil
+					c.d.settle(e.req, err)
+					e.req.release()
+					e.req.release()
+					e.req, e.cause = nil, causeOf(err)
+				}
+			}
+		}
+	}
+}
+
+// sendMany queues the entries.
+func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 	entries := make([]manyEntry, len(reqs))
-	chains := map[*shard]*chain{}
 	for i, q := range reqs {
 		e := &entries[i]
 		e.hash = l.keys.hash(q.Key)
@@ -379,25 +476,11 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 			continue
 		}
 		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
-		if c := chains[e.shard]; c == nil {
-			chains[e.shard] = &chain{head: e.req, tail: e.req}
-		} else {
-			c.tail.next, c.tail = e.req, e.req
+		if e.shard.owing() {
+			e.shard.attach(e.req, l)
 		}
 	}
-	for s, c := range chains {
-		err := s.charges.send(c.head, s.split(start, deadline))
-		if err == nil {
-			continue
-		}
-		for i := range entries {
-			if e := &entries[i]; e.shard == s && e.req != nil {
-				e.req.next = nil
-				e.req.release()
-				e.req.release()
-				e.req, e.cause = nil, causeOf(err)
-			}
-		}
-	}
+	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,
+		func(s *shard) int64 { return s.split(start, deadline) })
 	return entries
 }

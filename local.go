@@ -36,6 +36,7 @@ type localState struct {
 	// full is, for a bucket, when the share is whole again, and known when what the
 	// replica knew to be missing is made up for; what lies between was admitted here.
 	full, known int64
+	told        int64 // of the deficit that was admitted here, sent to the shard since
 	// slices are, for a log, what was admitted in each 64th of a window, oldest first.
 	slices []localSlice
 	live   int64
@@ -47,6 +48,7 @@ type localState struct {
 type localSlice struct {
 	number int64 // now / length of a slice
 	units  int64
+	told   int64 // of units, sent to the shard since; see settle.go
 }
 
 const slicesPerWindow = 64
@@ -115,20 +117,12 @@ func (s *localState) take(r *rule, now, cost int64, instances int, draw uint64, 
 
 func (s *localState) takeLog(r *rule, now, cost, whole int64, charge bool) (ok bool, left, retry, reset int64) {
 	window := r.window * 1000
-	length := max(1, window/slicesPerWindow)
+	length := r.sliceLength()
 	share := whole
 	if s.seeded && now < s.seed.until {
 		share = min(whole, s.seed.share)
 	}
-	// A slice counts until its last instant is a window ago.
-	gone := func(c localSlice) bool { return (c.number+1)*length+window <= now }
-	for len(s.slices) > 0 && gone(s.slices[0]) {
-		s.live -= s.slices[0].units
-		s.slices = s.slices[1:]
-	}
-	if len(s.slices) == 0 {
-		s.slices = nil
-	}
+	s.expire(r, now)
 	if s.live+cost <= share {
 		ok = true
 		if charge {
@@ -136,7 +130,7 @@ func (s *localState) takeLog(r *rule, now, cost, whole int64, charge bool) (ok b
 			if k := len(s.slices); k > 0 && s.slices[k-1].number >= number {
 				s.slices[k-1].units += cost
 			} else {
-				s.slices = append(s.slices, localSlice{number, cost})
+				s.slices = append(s.slices, localSlice{number: number, units: cost})
 			}
 			s.live += cost
 		}
@@ -162,12 +156,27 @@ func (s *localState) takeLog(r *rule, now, cost, whole int64, charge bool) (ok b
 	return ok, max(0, share-s.live), retry, reset
 }
 
+// sliceLength is the ns of one slice.
+func (r *rule) sliceLength() int64 { return max(1, r.window*1000/slicesPerWindow) }
+
+// expire drops the slices whose last instant is a window ago.
+func (s *localState) expire(r *rule, now int64) {
+	length, window := r.sliceLength(), r.window*1000
+	for len(s.slices) > 0 && (s.slices[0].number+1)*length+window <= now {
+		s.live -= s.slices[0].units
+		s.slices = s.slices[1:]
+	}
+	if len(s.slices) == 0 {
+		s.slices = nil
+	}
+}
+
 // idle says whether forgetting the state changes no answer: nothing admitted here counts
 // any more.
 func (s *localState) idle(r *rule, now int64) bool {
 	if r.algo == algoSlidingLog {
 		k := len(s.slices)
-		length := max(1, r.window*1000/slicesPerWindow)
+		length := r.sliceLength()
 		return (k == 0 || (s.slices[k-1].number+1)*length+r.window*1000 <= now) && (!s.seeded || s.seed.until <= now)
 	}
 	return s.full <= now
@@ -220,6 +229,15 @@ func (t *localTable) with(h keyHash, r *rule, limiter uint64, now int64, f func(
 	}
 	e.rule = r
 	f(e)
+}
+
+// find calls f on the entry of a key that has one of its own, while holding the lock.
+func (t *localTable) find(h keyHash, f func(*localEntry)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entries[h]; e != nil {
+		f(e)
+	}
 }
 
 // sweep drops idle ones among some entries. Requires t.mu.

@@ -74,6 +74,8 @@ type metrics struct {
 	probes        *prometheus.CounterVec
 	fallbacks     *prometheus.CounterVec
 	unknown       *prometheus.CounterVec
+	settled       *prometheus.CounterVec
+	settleLost    *prometheus.CounterVec
 	requested     *prometheus.CounterVec
 	granted       *prometheus.CounterVec
 	nearLimit     *prometheus.CounterVec
@@ -107,6 +109,8 @@ var metricHelp = map[string]string{
 	"circuit_rejections_total":       "Decisions that the circuit breaker kept from the shard.",
 	"circuit_probes_total":           "Probes of a shard whose circuit breaker was open.",
 	"fallback_decisions_total":       "Decisions the primary did not make, by who made them and why.",
+	"settled_charges_total":          "Units admitted out of shares of which the shard has been told since.",
+	"settle_lost_total":              "Units admitted out of shares of which nobody knows whether the shard has been told.",
 	"unknown_charges_total":          "Units of calls whose charge may or may not have been made.",
 	"tokens_requested_total":         "Units asked for.",
 	"tokens_granted_total":           "Units admitted.",
@@ -174,6 +178,8 @@ func newMetrics(c Config) *metrics {
 	m.probes = m.counter("circuit_probes_total", "shard_id", "result")
 	m.fallbacks = m.counter("fallback_decisions_total", "shard_id", "mode", "reason")
 	m.unknown = m.counter("unknown_charges_total", "shard_id")
+	m.settled = m.counter("settled_charges_total", "shard_id")
+	m.settleLost = m.counter("settle_lost_total", "shard_id")
 	m.requested = m.counter("tokens_requested_total", "limit")
 	m.granted = m.counter("tokens_granted_total", "limit")
 	m.nearLimit = m.counter("near_limit_total", "limit")
@@ -250,13 +256,13 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(name string, v float64, labels ...string) { emit(name, prometheus.GaugeValue, v, labels...) }
 	var states [3]int
-	for i, s := range m.ring.shards {
+	for _, s := range m.ring.all() {
 		state := s.breaker.stats().State
 		states[state]++
 		gauge("circuit_state", float64(state), s.id)
 		gauge("inflight_operations", float64(s.inFlight()), s.id)
-		gauge("queue_entries", float64(len(s.charges.queue)), s.id)
-		gauge("ring_key_share_ratio", m.ring.table.share(i), s.id)
+		gauge("queue_entries", float64(s.charges.waiting.Load()), s.id)
+		gauge("ring_key_share_ratio", m.ring.share(s), s.id)
 		s.mu.Lock()
 		up, split, offset, lag, mismatch := s.up, s.splitView, s.offset, s.lag, s.mismatch
 		s.mu.Unlock()
@@ -351,6 +357,8 @@ type shardMetrics struct {
 	probes      [2]prometheus.Counter // ok, failed
 	fallbacks   [fallbackModes][CauseCorrupt + 1]prometheus.Counter
 	unknown     prometheus.Counter
+	paid        prometheus.Counter // settled_charges_total
+	unpaid      prometheus.Counter // settle_lost_total
 	batches     prometheus.Observer
 	loads       prometheus.Counter
 }
@@ -365,6 +373,8 @@ func (m *metrics) forShard(id string) *shardMetrics {
 		rejections: m.rejections.WithLabelValues(id),
 		probes:     [2]prometheus.Counter{m.probes.WithLabelValues(id, "ok"), m.probes.WithLabelValues(id, "failed")},
 		unknown:    m.unknown.WithLabelValues(id),
+		paid:       m.settled.WithLabelValues(id),
+		unpaid:     m.settleLost.WithLabelValues(id),
 		batches:    m.batches.WithLabelValues(id),
 		loads:      m.scriptLoads.WithLabelValues(id),
 	}
@@ -420,6 +430,18 @@ func (s *shardMetrics) scriptLoaded() {
 func (s *shardMetrics) unknownCharge(units int64) {
 	if s != nil {
 		s.unknown.Add(float64(units))
+	}
+}
+
+func (s *shardMetrics) settled(units int64) {
+	if s != nil {
+		s.paid.Add(float64(units))
+	}
+}
+
+func (s *shardMetrics) settleLost(units int64) {
+	if s != nil {
+		s.unpaid.Add(float64(units))
 	}
 }
 

@@ -319,7 +319,7 @@ func TestNothingThatIsPrintedShowsCredentials(t *testing.T) {
 		"a struct with a Config": struct{ Config ringfence.Config }{c},
 		"Ring":                   r, "Limiter": l, "Stats": r.Stats(),
 	} {
-		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q"} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%t", "%c", "%o", "%b", "%x", "%X", "%e"} {
 			wantNoSecret(t, what+" with "+verb, fmt.Sprintf(verb, v))
 		}
 		var text, js bytes.Buffer

@@ -22,8 +22,7 @@ const checkupEvery = 5 * time.Second
 type Ring struct {
 	config      Config
 	table       *hashRing
-	shards      []*shard
-	byID        map[string]*shard
+	members     []member
 	space       keySpace
 	hashKey     [16]byte
 	instance    keyer
@@ -103,7 +102,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 		c.Rand = rand.Uint64
 	}
 	r := &Ring{
-		config: c, space: newKeySpace(c.Prefix), byID: map[string]*shard{},
+		config: c, space: newKeySpace(c.Prefix),
 		local: newLocalTable(c.MaxLocalKeys), limiters: map[string]*Limiter{},
 		log: newEvents(c.Logger, c.Now), began: c.Now(), hashKey: publishedHashKey,
 		calls: callGate{idle: make(chan struct{})},
@@ -143,13 +142,12 @@ func (r *Ring) build() error {
 	print := newKeyer(r.hashKey, "fingerprint", fmt.Sprintf("%016x", r.table.fingerprint())).hash(storageVersion)
 	r.fingerprint = fmt.Sprintf("%016x%016x", print.hi, print.lo)
 	r.metrics = newMetrics(c)
-	for _, sc := range c.Shards {
-		s, err := newShard(r, sc)
+	for i, sc := range c.Shards {
+		m, err := newMember(r, sc, i)
 		if err != nil {
 			return err
 		}
-		r.shards = append(r.shards, s)
-		r.byID[s.id] = s
+		r.members = append(r.members, m)
 	}
 	if r.metrics != nil {
 		r.metrics.ring = r
@@ -167,10 +165,16 @@ func (r *Ring) checkShards(ctx context.Context, first bool) error {
 		shard int
 		err   error
 	}
-	results := make(chan result, len(r.shards))
-	errs := make([]error, len(r.shards))
+	for _, m := range r.members {
+		if m.cluster != nil {
+			m.cluster.refreshIn(ctx, r.config.OperationTimeout)
+		}
+	}
+	shards := r.all()
+	results := make(chan result, len(shards))
+	errs := make([]error, len(shards))
 	pending := 0
-	for i, s := range r.shards {
+	for i, s := range shards {
 		if (!first && !s.breaker.closed.Load()) || !s.checking.CompareAndSwap(false, true) {
 			continue
 		}
@@ -202,7 +206,7 @@ func (r *Ring) checkShards(ctx context.Context, first bool) error {
 		}
 	}
 	for i, err := range errs {
-		if s := r.shards[i]; err != nil {
+		if s := shards[i]; err != nil {
 			r.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())
 		}
 	}
@@ -233,7 +237,66 @@ func (r *Ring) keepUp() {
 // clock is ns since Open, monotonic.
 func (r *Ring) clock() int64 { return int64(r.config.Now().Sub(r.began)) }
 
-func (r *Ring) owner(h keyHash) *shard { return r.shards[r.table.owner(h.hi)] }
+func (r *Ring) owner(h keyHash) *shard {
+	m := &r.members[r.table.owner(h.hi)]
+	if m.cluster != nil {
+		return m.cluster.owner(h)
+	}
+	return m.shard
+}
+
+// member is what one ShardConfig became: a shard, or a Redis Cluster of them.
+type member struct {
+	shard   *shard
+	cluster *redisClusterShards
+}
+
+func newMember(r *Ring, c ShardConfig, index int) (m member, err error) {
+	if c.Client == nil {
+		t, err := parseTarget(c.Primary)
+		if err == nil && t.kind == redisCluster {
+			m.cluster, err = newCluster(r, c, t, index)
+			return m, err
+		}
+	}
+	m.shard, err = newShard(r, c, index)
+	return m, err
+}
+
+// all are the shards of the ring, those of clusters as known by now.
+func (r *Ring) all() []*shard {
+	out := make([]*shard, 0, len(r.members))
+	for _, m := range r.members {
+		if m.cluster != nil {
+			out = append(out, m.cluster.active()...)
+		} else {
+			out = append(out, m.shard)
+		}
+	}
+	return out
+}
+
+// ever are all shards there have been, for closing them.
+func (r *Ring) ever() []*shard {
+	out := make([]*shard, 0, len(r.members))
+	for _, m := range r.members {
+		if m.cluster != nil {
+			out = append(out, *m.cluster.list.Load()...)
+		} else {
+			out = append(out, m.shard)
+		}
+	}
+	return out
+}
+
+// share is the part of the keys that the shard owns.
+func (r *Ring) share(s *shard) float64 {
+	part := r.table.share(s.index)
+	if s.cluster != nil {
+		part *= s.cluster.share(s)
+	}
+	return part
+}
 
 // Limiter returns the limiter of this name, making it if need be. The name, [a-z0-9_.-]
 // and at most 64 characters, is a metric label and part of the hash of every key; all
@@ -305,15 +368,18 @@ func (r *Ring) leave() { r.calls.leave() }
 // String names the shards. A Ring holds credentials and keys, none of which it shows,
 // however it is printed.
 func (r *Ring) String() string {
-	ids := make([]string, len(r.shards))
-	for i, s := range r.shards {
-		ids[i] = s.id
+	var ids []string
+	for _, s := range r.all() {
+		ids = append(ids, s.id)
 	}
 	return fmt.Sprintf("ringfence.Ring%v", ids)
 }
 
 // GoString is String, so that %#v shows no credentials either.
 func (r *Ring) GoString() string { return r.String() }
+
+// Format writes String whatever the verb.
+func (r *Ring) Format(f fmt.State, verb rune) { printSafely(f, verb, r) }
 
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
 // answered, operations in flight have a second to end, and connections that ringfence
@@ -329,7 +395,7 @@ func (r *Ring) Close() error {
 	now := time.Now()
 	cut, end := now.Add(time.Second), now.Add(1750*time.Millisecond)
 	if !await(cut, r.calls.idle) {
-		for _, s := range r.shards {
+		for _, s := range r.ever() {
 			s.disconnect()
 		}
 		await(now.Add(1500*time.Millisecond), r.calls.idle)
@@ -342,9 +408,10 @@ func (r *Ring) Close() error {
 }
 
 func (r *Ring) closeShards(cut, end time.Time) error {
-	errs := make([]error, len(r.shards))
+	shards := r.ever()
+	errs := make([]error, len(shards))
 	var wg sync.WaitGroup
-	for i, s := range r.shards {
+	for i, s := range shards {
 		wg.Go(func() { errs[i] = s.close(cut, end) })
 	}
 	wg.Wait()

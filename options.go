@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -101,7 +102,8 @@ type Config struct {
 	// default 4,096. Beyond it calls take the ladder at once.
 	Queue int
 	// MaxLocalKeys is the most keys counted in this process's own memory while shards
-	// are away (about 200 bytes each): 1 to 10,000,000, default 65,536. When all of
+	// are away: 1 to 10,000,000, default 65,536. A bucket takes about 140 bytes, a log in
+	// constant use up to 1.7 KB (65 slices of its window). When all of
 	// them are in use, further keys share counters and may be denied early; a key in
 	// use is never forgotten.
 	MaxLocalKeys int
@@ -138,7 +140,12 @@ type ShardConfig struct {
 	// ID names the shard for good: it decides which keys are its own, and is a metric
 	// label. [a-zA-Z0-9_.-], 1 to 64. Addresses may change; ids should not.
 	ID string
-	// Primary is redis://[user:password@]host[:port][/db] or rediss:// for TLS.
+	// Primary is redis://[user:password@]host[:port][/db], or rediss:// for TLS.
+	//
+	// It can also name a Sentinel set, redis+sentinel://[user:password@]host[:port],.../master[/db],
+	// whose master is the primary, or a whole Redis Cluster, redis+cluster://[user:password@]host[:port],...,
+	// each of whose masters is a shard then, with the ids <ID>-0, <ID>-1 and so on. The
+	// credentials are the servers'; rediss+sentinel and rediss+cluster are for TLS.
 	Primary string
 	// Replicas are the replicas' URLs; none, one or several.
 	Replicas []string
@@ -259,6 +266,21 @@ func checkBudget(field string, d time.Duration) error {
 	return nil
 }
 
+// checkClient refuses clients that are not of one server.
+func checkClient(field string, c redis.UniversalClient) error {
+	switch c := c.(type) {
+	case *redis.ClusterClient:
+		return invalid(field, verbatim("*redis.ClusterClient"), "must be a client of one server; give a Redis Cluster by URL, as redis+cluster://host,host")
+	case *redis.Ring:
+		return invalid(field, verbatim("*redis.Ring"), "must be a client of one server; a redis.Ring moves keys when a server fails; make every server a shard")
+	case *redis.Client:
+		if c == nil {
+			return invalid(field, verbatim("nil"), "must be a client")
+		}
+	}
+	return nil
+}
+
 func (s *ShardConfig) check(field string) error {
 	if !idPattern.MatchString(s.ID) {
 		return invalid(field+".ID", s.ID, "must be 1 to 64 of [a-zA-Z0-9_.-], and stay the same when addresses change")
@@ -278,9 +300,17 @@ func (s *ShardConfig) check(field string) error {
 	if len(s.Replicas)+len(s.ReplicaClients) > 16 {
 		return invalid(field+".Replicas", len(s.Replicas)+len(s.ReplicaClients), "must be at most 16")
 	}
+	if s.Client != nil {
+		if err := checkClient(field+".Client", s.Client); err != nil {
+			return err
+		}
+	}
 	for i, c := range s.ReplicaClients {
 		if c == nil {
 			return invalid(fmt.Sprintf("%s.ReplicaClients[%d]", field, i), verbatim("nil"), "must be a client")
+		}
+		if err := checkClient(fmt.Sprintf("%s.ReplicaClients[%d]", field, i), c); err != nil {
+			return err
 		}
 	}
 	urls := append([]string{s.Primary}, s.Replicas...)
@@ -292,10 +322,14 @@ func (s *ShardConfig) check(field string) error {
 		} else if s.Client != nil {
 			continue
 		}
-		if _, err := parseURL(u); err != nil {
-			return invalid(name, redactURL(u), "%s; write redis://[user:password@]host[:port][/db], or rediss:// for TLS", err)
+		t, err := parseTarget(u)
+		if err != nil {
+			return invalid(name, redactURL(u), "%s; write redis://[user:password@]host[:port][/db], or rediss:// for TLS, or redis+sentinel://host,host/master, or redis+cluster://host,host", err)
 		}
-		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss:")
+		if t.kind != oneServer && (i > 0 || len(urls) > 1 || len(s.ReplicaClients) > 0) {
+			return invalid(name, redactURL(u), "a Sentinel set or a Redis Cluster knows its replicas itself; leave Replicas empty")
+		}
+		encrypted = encrypted || strings.HasPrefix(strings.ToLower(u), "rediss")
 	}
 	if s.TLS != nil && !encrypted {
 		return invalid(field+".TLS", "(set)", "is for rediss:// URLs, and there is none; write rediss:// or leave it nil")
@@ -370,6 +404,9 @@ func (c Config) String() string {
 // GoString is String, so that %#v shows no credentials either.
 func (c Config) GoString() string { return "ringfence.Config" + c.String() }
 
+// Format writes String whatever the verb: %d and others would show the fields.
+func (c Config) Format(f fmt.State, verb rune) { printSafely(f, verb, c) }
+
 // MarshalText is String, so that JSON shows no credentials either.
 func (c Config) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
@@ -395,6 +432,24 @@ func (s ShardConfig) String() string {
 
 // GoString is String, so that %#v shows no credentials either.
 func (s ShardConfig) GoString() string { return "ringfence.ShardConfig" + s.String() }
+
+// Format writes String whatever the verb: %d and others would show the fields.
+func (s ShardConfig) Format(f fmt.State, verb rune) { printSafely(f, verb, s) }
+
+// printSafely is what Format does for all that holds secrets.
+func printSafely(f fmt.State, verb rune, v interface {
+	fmt.Stringer
+	fmt.GoStringer
+}) {
+	text := v.String()
+	switch {
+	case verb == 'v' && f.Flag('#'):
+		text = v.GoString()
+	case verb == 'q':
+		text = strconv.Quote(text)
+	}
+	_, _ = io.WriteString(f, text) // fmt keeps the error
+}
 
 // MarshalText is String, so that JSON shows no credentials either.
 func (s ShardConfig) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

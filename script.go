@@ -122,7 +122,11 @@ func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
 		args = append(args, l.args[:]...)
 	}
 	for _, r := range reqs {
-		args = append(args, numberArg(int64(r.limit+1)), numberArg(r.cost), smallNumbers[1], smallNumbers[0])
+		debit := smallNumbers[0]
+		if r.debit != "" {
+			debit = r.debit
+		}
+		args = append(args, numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), debit)
 	}
 	return args, limits
 }
@@ -143,7 +147,7 @@ func decodeReply(reply []int64, reqs []*request) error {
 		e := reply[replyHead+i*replyEntries:][:replyEntries]
 		s := state{e[2], e[3], e[4]}
 		switch {
-		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > 1:
+		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.count:
 			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
 		case e[0] != statusDecided && (e[1] != 0 || s != state{}):
 			return fmt.Errorf("%w: entry %d has status %d and yet %d granted and the state %v", errProtocol, i, e[0], e[1], s)

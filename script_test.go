@@ -100,9 +100,9 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 
 func replyRequests(t testing.TB) []*request {
 	return []*request{
-		{rule: compiled(t, TokenBucket{Rate: 10, Per: time.Second, Burst: 20})},
-		{rule: compiled(t, TokenBucket{Rate: 3, Per: 10 * time.Microsecond, Burst: 5})},
-		{rule: compiled(t, SlidingLog{Limit: 5, Window: time.Second})},
+		{count: 1, rule: compiled(t, TokenBucket{Rate: 10, Per: time.Second, Burst: 20})},
+		{count: 1, rule: compiled(t, TokenBucket{Rate: 3, Per: 10 * time.Microsecond, Burst: 5})},
+		{count: 1, rule: compiled(t, SlidingLog{Limit: 5, Window: time.Second})},
 	}
 }
 

@@ -67,7 +67,7 @@ type redisNode struct {
 type nodeConfig struct {
 	timeout  time.Duration
 	poolSize int
-	dialer   func(ctx context.Context, network, addr string) (net.Conn, error)
+	dialer   dialer
 	tls      *tls.Config // for rediss://; nil: the system's roots
 	loaded   func()
 }
@@ -101,11 +101,7 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 			o.TLSConfig.ServerName = host
 		}
 	}
-	dial := redis.NewDialer(o)
-	if c.dialer != nil {
-		dial = withTLS(c.dialer, o.TLSConfig)
-	}
-	o.Dialer = failLater(dial)
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -127,12 +123,23 @@ func (n *redisNode) setScripts(plain bool) {
 	}
 }
 
+// dialer opens connections.
+type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// dialerOf is the user's dialer, or go-redis's own, with TLS where that is wanted.
+func dialerOf(users dialer, conf *tls.Config, timeout time.Duration) dialer {
+	if users != nil {
+		return failLater(withTLS(users, conf))
+	}
+	return failLater(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout}))
+}
+
 // failLater turns a failed dial into a connection that fails when it is used. go-redis
 // counts failed dials over the life of a pool, and after as many as the pool is large
 // dials nothing for anybody any more but asks once a second, for ever and beyond Close.
 // That is 60 dials a minute to a dead server, and a second more until it is found alive;
 // when to try again is the breaker's to decide.
-func failLater(dial func(ctx context.Context, network, addr string) (net.Conn, error)) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func failLater(dial dialer) dialer {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
@@ -176,7 +183,7 @@ func (c deadConn) SetWriteDeadline(time.Time) error { return nil }
 func (c deadConn) SyscallConn() (syscall.RawConn, error) { return nil, c.err }
 
 // withTLS adds what go-redis does itself only for its own dialer.
-func withTLS(dial func(ctx context.Context, network, addr string) (net.Conn, error), conf *tls.Config) func(ctx context.Context, network, addr string) (net.Conn, error) {
+func withTLS(dial dialer, conf *tls.Config) dialer {
 	if conf == nil {
 		return dial
 	}

@@ -14,7 +14,10 @@ import (
 type shard struct {
 	id    string
 	ring  *Ring
+	index int    // of the ring's member it is, or is part of
 	nodes []node // the primary of the configuration first
+
+	cluster *redisClusterShards // whose master it is; nil for a shard of its own
 
 	// primary is the index of the node that takes writes, as far as we know.
 	primary  atomic.Int32
@@ -30,6 +33,9 @@ type shard struct {
 	degraded atomic.Bool
 	policy   atomic.Int32 // run-time failure policy; -1: none
 
+	ledger   ledger // what this process admitted and the shard has not been told
+	settling atomic.Bool
+
 	resolving atomic.Bool
 	checking  atomic.Bool
 	metrics   *shardMetrics
@@ -40,7 +46,6 @@ type shard struct {
 	mu        sync.Mutex // guards the following
 	said      []nodeInfo // by each server, when it last answered
 	up        bool
-	checked   bool
 	splitView bool
 	lag       time.Duration
 	offset    time.Duration
@@ -49,30 +54,55 @@ type shard struct {
 
 const noPolicy = -1
 
-func newShard(r *Ring, c ShardConfig) (*shard, error) {
-	s := &shard{id: c.ID, ring: r}
-	s.policy.Store(noPolicy)
-	s.metrics = r.metrics.forShard(c.ID)
-	conf := nodeConfig{
-		timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
-		dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
-	}
-	if c.Client != nil {
-		s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
-	}
-	urls := c.Replicas
-	if c.Client == nil {
-		urls = append([]string{c.Primary}, c.Replicas...)
-	}
-	for _, u := range urls {
-		n, err := newRedisNode(u, conf, c.PlainScripts)
-		if err != nil {
-			return nil, fmt.Errorf("ringfence: shard %s: %w", c.ID, err)
+// newShard makes the shard of one server and its replicas, or of a Sentinel set.
+func newShard(r *Ring, c ShardConfig, index int) (*shard, error) {
+	return newShardOf(r, c.ID, index, func(s *shard) error {
+		conf := nodeConfig{
+			timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
+			dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
 		}
-		s.nodes = append(s.nodes, n)
+		if c.Client != nil {
+			s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
+		}
+		urls := c.Replicas
+		if c.Client == nil {
+			urls = append([]string{c.Primary}, c.Replicas...)
+		}
+		for _, u := range urls {
+			nodes, err := nodesOf(u, conf, c.PlainScripts)
+			if err != nil {
+				return fmt.Errorf("ringfence: shard %s: %w", c.ID, err)
+			}
+			s.nodes = append(s.nodes, nodes...)
+		}
+		for _, client := range c.ReplicaClients {
+			s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
+		}
+		return nil
+	})
+}
+
+// nodesOf are the servers that a URL names: one, or what a Sentinel set calls its master
+// and its replicas.
+func nodesOf(raw string, c nodeConfig, plain bool) ([]node, error) {
+	t, err := parseTarget(raw)
+	if err != nil {
+		return nil, err
 	}
-	for _, client := range c.ReplicaClients {
-		s.nodes = append(s.nodes, newClientNode(client, conf, c.PlainScripts))
+	if t.kind == sentinelSet {
+		return newSentinelNodes(t, c), nil
+	}
+	n, err := newRedisNode(raw, c, plain)
+	return []node{n}, err
+}
+
+// newShardOf makes a shard whose servers fill puts in, the primary first.
+func newShardOf(r *Ring, id string, index int, fill func(s *shard) error) (*shard, error) {
+	s := &shard{id: id, ring: r, index: index}
+	s.policy.Store(noPolicy)
+	s.metrics = r.metrics.forShard(id)
+	if err := fill(s); err != nil {
+		return nil, err
 	}
 	s.said = make([]nodeInfo, len(s.nodes))
 	s.breaker = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probe, s.moved)
@@ -115,6 +145,7 @@ func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec fu
 		}
 	}
 	d.lost = s.lost
+	d.told = s.settled
 	return d
 }
 
@@ -156,6 +187,7 @@ func (s *shard) execReplica(ctx context.Context, reqs []*request) error {
 func (s *shard) answered() {
 	if s.degraded.Load() && s.degraded.CompareAndSwap(true, false) {
 		s.epoch.Add(1)
+		s.settleSoon()
 	}
 }
 
@@ -165,6 +197,10 @@ func (s *shard) failed(err error) {
 		return
 	}
 	t := classify(err)
+	if s.cluster != nil && (t.trips || t.moved) {
+		// go-redis looks at its own topology every second, and not because of an error.
+		s.cluster.refreshSoon()
+	}
 	switch {
 	case t.moved:
 		s.resolveSoon()
@@ -177,11 +213,17 @@ func (s *shard) failed(err error) {
 	}
 }
 
-// lost counts the charges of which nobody will ever know. A late reply is no such: the
-// charge was made or it was not, as it says.
-func (s *shard) lost(r *request, err error, _ bool) {
-	if r.kind == opCharge && err != nil && !errors.Is(err, errOpen) && classify(err).ran {
-		s.metrics.unknownCharge(r.cost)
+// lost hears of a request whose caller did not get to know what became of it. A late reply
+// corrects the local count: what the primary did charge need not be told to it again.
+func (s *shard) lost(r *request, err error, late bool) {
+	switch {
+	case r.kind != opCharge:
+	case err != nil:
+		if !errors.Is(err, errOpen) && classify(err).ran {
+			s.metrics.unknownCharge(r.cost * r.count)
+		}
+	case late && r.status == statusDecided && r.granted > 0:
+		s.conclude(r, fateCharged)
 	}
 }
 
@@ -195,6 +237,10 @@ func (s *shard) moved(from, to BreakerState) {
 			"shard", s.id, "failures", st.Failures, "last_error", st.LastError)
 	case to == BreakerClosed:
 		s.setUp()
+		// A probe has been answered: what replicas said before is out of date.
+		s.epoch.Add(1)
+		s.degraded.Store(false)
+		s.settleSoon()
 		s.ring.log.info(s.id, "closed", "circuit breaker closed", "shard", s.id)
 	}
 }
@@ -225,8 +271,14 @@ func (s *shard) probe() {
 		if result != nil && classify(result).refused {
 			s.failed(result)
 		}
+		if result == nil { // the first call of all is to tell what its key owes
+			s.degraded.Store(false)
+		}
 		report(result)
 	}()
+	if s.cluster != nil { // its slots say who is master by now
+		s.cluster.refreshIn(s.ring.ctx, s.ring.config.OperationTimeout)
+	}
 	var v view
 	s.inTime(func(ctx context.Context) { v = s.resolve(ctx)[s.primary.Load()] })
 	switch {
@@ -334,6 +386,7 @@ func choosePrimary(current int, views []view) (chosen int, split bool) {
 		}
 		a, b := views[chosen], v
 		switch {
+		case b.replID != "" && b.replID == a.replID: // one server by two names
 		case b.replID2 != "" && b.replID2 == a.replID:
 			chosen = i
 		case a.replID2 != "" && a.replID2 == b.replID:
@@ -386,7 +439,7 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 			s.lag = max(s.lag, w.lag)
 		}
 	}
-	s.up, s.checked = clockErr == nil, true
+	s.up = clockErr == nil && s.breaker.closed.Load()
 	s.mu.Unlock()
 	if clockErr != nil {
 		return clockErr

@@ -28,7 +28,7 @@ const predeclared = "ctx context.Context, w http.ResponseWriter, r *http.Request
 // wellKnown maps the names of packages that a block may use without importing
 // them. The packages of the repository are added to it.
 var wellKnown = map[string]string{
-	"context": "context", "errors": "errors", "fmt": "fmt", "http": "net/http", "io": "io",
+	"context": "context", "errors": "errors", "fmt": "fmt", "hex": "encoding/hex", "http": "net/http", "io": "io",
 	"log": "log", "math": "math", "net": "net", "os": "os", "slog": "log/slog",
 	"strconv": "strconv", "strings": "strings", "sync": "sync", "testing": "testing", "time": "time",
 	"prometheus": "github.com/prometheus/client_golang/prometheus",

@@ -1,0 +1,131 @@
+package ringfence_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/ringfence/ringfence"
+	"github.com/ringfence/ringfence/internal/redistest"
+)
+
+// The experiment of the ladder, with its end: L = 100 a minute, 40 used, the primary dies,
+// four processes ask for 200 each, the replica is promoted, everybody asks again. Without
+// settling the promoted replica would admit the 60 left a second time.
+func TestWhatSharesAdmittedIsSettledWithThePromotedReplica(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		limit ringfence.Limit
+	}{
+		{"sliding log", ringfence.SlidingLog{Limit: 100, Window: time.Minute}},
+		{"token bucket", ringfence.TokenBucket{Rate: 100, Per: time.Hour, Burst: 100}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			primary := redistest.Start(t, redistest.Options{})
+			replica := redistest.Start(t, redistest.Options{ReplicaOf: primary})
+			if err := replica.WaitInSync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			const instances = 4
+			var limiters []*ringfence.Limiter
+			registry := prometheus.NewRegistry()
+			for i := range instances {
+				ring, err := ringfence.Open(t.Context(), ringfence.Config{
+					Shards:    []ringfence.ShardConfig{{ID: "a", Primary: primary.URL(), Replicas: []string{replica.URL()}}},
+					HashKey:   []byte("0123456789abcdef"),
+					Instances: instances, InstanceID: fmt.Sprint(i), Policy: ringfence.PolicyClosed,
+					Registerer: registry, Name: fmt.Sprintf("ring-%d", i),
+					Budget: 200 * time.Millisecond,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = ring.Close() })
+				l, err := ring.Limiter("l", c.limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				limiters = append(limiters, l)
+			}
+			ask := func(l *ringfence.Limiter, n int) (admitted int, sources map[ringfence.Source]int) {
+				sources = map[ringfence.Source]int{}
+				for range n {
+					d, err := l.Allow(context.Background(), "user")
+					if err != nil {
+						t.Fatal(err)
+					}
+					sources[d.Source]++
+					if d.Allowed {
+						admitted++
+					}
+				}
+				return admitted, sources
+			}
+			if n, _ := ask(limiters[0], 40); n != 40 {
+				t.Fatalf("%d of 40 admitted before the fault", n)
+			}
+			if err := replica.WaitInSync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			primary.Kill()
+			during := 0
+			for _, l := range limiters {
+				n, sources := ask(l, 200)
+				during += n
+				if sources[ringfence.SourceReplica] == 0 {
+					t.Errorf("nothing came from a share: %v", sources)
+				}
+			}
+			// Parts are dealt out by chance where they do not divide; 60 does.
+			if during != 60 {
+				t.Errorf("%d admitted while the primary was dead, want the 60 that were left", during)
+			}
+			if err := replica.Promote(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			// Nobody asks anything meanwhile: probes find the new primary, and the shares are
+			// told in the background.
+			deadline := time.Now().Add(20 * time.Second)
+			for total(t, registry, "ratelimiter_settled_charges_total") < 60 {
+				if time.Now().After(deadline) {
+					t.Fatalf("only %v units were settled", total(t, registry, "ratelimiter_settled_charges_total"))
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			for i, l := range limiters {
+				n, sources := ask(l, 20)
+				if n != 0 {
+					t.Errorf("process %d: %d admitted after the promotion, although all of the limit was used (%v)", i, n, sources)
+				}
+				if sources[ringfence.SourcePrimary] != 20 {
+					t.Errorf("process %d: the promoted replica did not answer: %v", i, sources)
+				}
+			}
+			if got := total(t, registry, "ratelimiter_settled_charges_total"); got != 60 {
+				t.Errorf("%v units settled, want 60", got)
+			}
+			if got := total(t, registry, "ratelimiter_settle_lost_total"); got != 0 {
+				t.Errorf("%v units lost in settling, want none", got)
+			}
+		})
+	}
+}
+
+func total(t *testing.T, g prometheus.Gatherer, name string) (sum float64) {
+	t.Helper()
+	families, err := g.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == name {
+			for _, m := range f.GetMetric() {
+				sum += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
