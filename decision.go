@@ -77,7 +77,7 @@ type Decision struct {
 	// RetryAfter is how long until a call of the same cost can be admitted if
 	// nobody else calls, rounded up to a microsecond; 0 when Allowed. Had the
 	// bucket held 0.5, a call of cost 2 would be denied with 150 ms. When a policy
-	// denied it is the time until the shard is probed again.
+	// denied it is the time until the shard is probed again, at least 100 ms.
 	RetryAfter time.Duration
 	// ResetAfter is how long until nothing of the quota is used any more if nobody
 	// calls, rounded up to a microsecond; 0 when unknown. Here 1.85 s: 18.5

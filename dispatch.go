@@ -220,7 +220,7 @@ func (d *dispatcher) send(r *request, deadline int64) error {
 		n++
 	}
 	d.begun()
-	if d.waiting.Add(n) > int64(cap(d.queue)) {
+	if d.waiting.Add(n)-n >= int64(cap(d.queue)) { // a chain may be longer than the queue
 		d.waiting.Add(-n)
 		return errQueueFull
 	}

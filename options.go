@@ -98,8 +98,9 @@ type Config struct {
 	InFlight int
 	// MaxBatch is the most calls one operation carries: 1 to 256, default 64.
 	MaxBatch int
-	// Queue is the most calls waiting for an operation per shard: 1 to 1,000,000,
-	// default 4,096. Beyond it calls take the ladder at once.
+	// Queue is the most calls waiting for an operation per shard, the entries of AllowMany
+	// counted one by one: 1 to 1,000,000, default 4,096. Beyond it calls take the ladder at
+	// once; one AllowMany may exceed it by its own entries.
 	Queue int
 	// MaxLocalKeys is the most keys counted in this process's own memory while shards
 	// are away: 1 to 10,000,000, default 65,536. A bucket takes about 140 bytes, a log in

@@ -21,7 +21,7 @@ const (
 
 // clock is the test's end of the control file that the shim reads.
 type clock struct {
-	library, control string // paths
+	shim, control string // paths
 
 	mu     sync.Mutex
 	mem    []byte  // guarded by mu; the mapped control file, nil once closed
@@ -40,8 +40,8 @@ func newClock(ctx context.Context, dir string) (*clock, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &clock{library: filepath.Join(dir, "clockshim.so"), control: filepath.Join(dir, "clock")}
-	if err := os.WriteFile(c.library, library, 0o700); err != nil {
+	c := &clock{shim: filepath.Join(dir, "clockshim.so"), control: filepath.Join(dir, "clock")}
+	if err := os.WriteFile(c.shim, library, 0o700); err != nil {
 		return nil, fmt.Errorf("redistest: writing the clock shim: %w", err)
 	}
 	f, err := os.OpenFile(c.control, os.O_CREATE|os.O_RDWR, 0o600)
@@ -67,7 +67,7 @@ func (c *clock) environ() []string {
 	if !c.closed {
 		atomic.StoreInt64(c.word(1), 0)
 	}
-	preload := c.library
+	preload := c.shim
 	if outer := os.Getenv("LD_PRELOAD"); outer != "" {
 		preload += ":" + outer
 	}
