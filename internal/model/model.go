@@ -66,6 +66,11 @@ func floor(r *big.Rat) int64 {
 
 func ceil(r *big.Rat) int64 { return -floor(new(big.Rat).Neg(r)) }
 
+// same says whether two limits are one: 1,000 every second is 1 every millisecond.
+func (l BucketLimit) same(o BucketLimit) bool {
+	return l.Burst == o.Burst && big.NewRat(l.Rate, l.Per).Cmp(big.NewRat(o.Rate, o.Per)) == 0
+}
+
 // gain is how many tokens come back in us.
 func (l BucketLimit) gain(us int64) *big.Rat {
 	return new(big.Rat).Mul(rat(us), big.NewRat(l.Rate, l.Per))
@@ -128,7 +133,7 @@ func (b *Bucket) view(l BucketLimit, now int64) (tokens *big.Rat, clock int64, t
 		tr.Anchored = true
 		clock = now
 	}
-	if l != b.limit {
+	if !l.same(b.limit) {
 		tr.Converted = true
 		tokens = l.round(tokens)
 	}

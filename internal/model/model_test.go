@@ -136,3 +136,17 @@ func TestCallersOfACountAreGrantedInOrderUntilOneDoesNotFit(t *testing.T) {
 		t.Errorf("log: %+v", a)
 	}
 }
+
+// The same rate in other words is no changed limit: a denied call writes nothing then.
+func TestALimitInOtherWordsIsTheSameLimit(t *testing.T) {
+	var b Bucket
+	one, other := BucketLimit{Rate: 1000, Per: 1_000_000, Burst: 10}, BucketLimit{Rate: 1, Per: 1000, Burst: 10}
+	b.Charge(one, 5000, Call{Cost: 10, Count: 1})
+	if a, _, _ := b.Charge(other, 7000, Call{Cost: 10, Count: 1}); a.Granted != 0 || a.Remaining != 2 {
+		t.Errorf("denied: %+v", a)
+	}
+	// Had the denied call written, the clock would stand at 7000 now, with 2 left.
+	if a, _, _ := b.Charge(one, 5000, Call{Cost: 1, Count: 1}); a.Granted != 0 || a.Remaining != 0 {
+		t.Errorf("after a step back: %+v, want nothing left, as the last call that wrote left it", a)
+	}
+}
