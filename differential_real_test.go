@@ -417,7 +417,8 @@ func TestDifferentialRunFindsEveryMistakePutIntoTheScripts(t *testing.T) {
 			continue
 		}
 		line, _, _ := strings.Cut(found.Error(), "\n")
-		if strings.Contains(line, "user_script") {
+		// An error of arithmetic is a mistake found; a name that is none is a bad mutant.
+		if strings.Contains(line, "Error compiling") || strings.Contains(line, "nonexistent global") {
 			t.Errorf("%s: the script does not even run: %s", m.name, line)
 			continue
 		}
