@@ -41,9 +41,14 @@ endif
 	$(if $(filter file,$(origin RUN)),RINGFENCE_DIFFERENTIAL_OPS=5000 )go test -race -count=$(COUNT) -failfast -shuffle=on -timeout=60m -run '$(RUN)' $(PKG)
 
 .PHONY: bench
-bench: ## benchmarks: make bench BENCH=Allow PKG=. COUNT=10
+bench: ## ringfence beside its rivals, into docs/benchmarks.md: make bench ARGS='-short'
 	@build/deps.sh test
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(PKG)
+	cd bench && GOWORK=off go run -buildvcs=false . -dir .. $(ARGS)
+
+.PHONY: microbench
+microbench: ## Go benchmarks: make microbench BENCH=Allow PKG=. COUNT=10
+	@build/deps.sh test
+	$(if $(filter ./bench,$(PKG)),cd bench && GOWORK=off )go test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(if $(filter ./bench,$(PKG)),.,$(PKG))
 
 .PHONY: fuzz
 fuzz: ## every fuzz target in turn: make fuzz FUZZTIME=5m
