@@ -132,8 +132,11 @@ func (d *writer) limit() {
 	}
 	share := mine.DecisionsPerSecond / most.DecisionsPerSecond
 	words := "reached"
-	if share < shareOfLimit {
+	switch {
+	case share < shareOfLimit || !mine.sound():
 		words = "**not reached**"
+	case share > 1:
+		words = "more than there is: these cells were disturbed, measure again"
 	}
 	d.line("The physical limit: the same script straight onto sockets, %d connections with %d calls of %d keys under way on each, makes %s decisions a second; ringfence at 512 callers makes %.0f %% of that (wanted: at least %.0f %%, %s).",
 		rawConns, rawDepth, batchKeys, count(most.DecisionsPerSecond), 100*share, 100*shareOfLimit, words)
@@ -267,7 +270,7 @@ func (d *writer) method(a about) {
 	d.line("- Calls that a fallback answers or that end with an error are no decisions: they are in no throughput and in no latency, and a row with more than %.1f %% of them counts for no target.", 100*undecidedMost)
 	d.line("- A cell during which other programs took more than %.0f %% of the machine (/proc/stat) is run again, if there are not too many; what is still disturbed is kept and marked.", 100*disturbedAbove)
 	d.line("")
-	d.line("To repeat it: `make bench`, or `make bench ARGS=-short` for a few minutes, or `make bench ARGS='-workloads hot -systems ringfence,redis_rate'` for a part, which writes nothing. `make bench ARGS=-report` writes this document anew from the stored results.")
+	d.line("To repeat it: `make bench`, or `make bench ARGS=-short` for a few minutes, or, in bench/, `go run . -workloads zipf -systems ringfence,redis_rate` for a part, which writes nothing. `make bench ARGS=-report` writes this document anew from the stored results.")
 }
 
 func orUnknown(s string) string {
