@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/ringfence/ringfence"
 )
 
@@ -82,18 +84,20 @@ func (c *Caller) event(k Kind, l *ringfence.Limiter, key string, cost int64, d r
 
 // judge looks for what must not happen to any call.
 func (c *Caller) judge(ctx context.Context, what string, took time.Duration, err error) {
-	most := c.Budget + c.Slack
-	if took > most {
+	if most := c.Budget + c.Slack; took > most {
 		c.Broken(fmt.Errorf("client %d: %s took %v, more than %v", c.Client, what, took, most))
 	}
-	if err != nil && ctx.Err() == nil {
+	if at, ok := ctx.Deadline(); ok && time.Until(at) < -c.Slack {
+		c.Broken(fmt.Errorf("client %d: %s ended %v after its deadline", c.Client, what, -time.Until(at)))
+	}
+	if err != nil && (!errors.Is(err, context.Canceled) || !errors.Is(ctx.Err(), context.Canceled)) {
 		c.Broken(fmt.Errorf("client %d: %s: %w", c.Client, what, err))
 	}
 }
 
-// Counted is how often a ring should have counted each answer, by the labels limit,
+// counted is how often a ring should have counted each answer, by the labels limit,
 // outcome and source of its metric of decisions.
-func Counted(events []Event, process int) map[[3]string]int {
+func counted(events []Event, process int) map[[3]string]int {
 	out := map[[3]string]int{}
 	for _, e := range events {
 		if e.Kind != Charge || e.Process != process {
@@ -111,4 +115,26 @@ func Counted(events []Event, process int) map[[3]string]int {
 		out[[3]string{e.Key.Limiter, outcome, source}]++
 	}
 	return out
+}
+
+// decisions is what a ring has counted, by the labels limit, outcome and source.
+func decisions(from prometheus.Gatherer) (map[[3]string]int, error) {
+	families, err := from.Gather()
+	if err != nil {
+		return nil, err
+	}
+	out := map[[3]string]int{}
+	for _, f := range families {
+		if f.GetName() != "ratelimiter_decisions_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			out[[3]string{labels["limit"], labels["outcome"], labels["source"]}] += int(m.GetCounter().GetValue())
+		}
+	}
+	return out, nil
 }
