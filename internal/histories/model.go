@@ -83,22 +83,41 @@ type counters struct {
 var hashSeed = maphash.MakeSeed()
 
 func newCounters(all []counter) *counters {
-	slices.SortFunc(all, func(a, b counter) int {
-		return cmp.Or(cmp.Compare(a.used, b.used), cmp.Compare(b.told, a.told), cmp.Compare(b.resets, a.resets),
-			-slices.Compare(a.maybe[:], b.maybe[:]))
-	})
-	var kept []counter
-	for _, c := range all { // whoever covers another comes first
-		if !slices.ContainsFunc(kept, func(k counter) bool { return k.covers(c) }) {
+	slices.SortFunc(all, counter.compare)
+	all = slices.Compact(all)
+	kept := all[:0]
+	same := 0 // where those with as many used begin
+	for _, c := range all {
+		if same < len(kept) && kept[same].used != c.used {
+			same = len(kept)
+		}
+		if !slices.ContainsFunc(kept[same:], func(k counter) bool { return k.covers(c) }) {
 			kept = append(kept, c)
 		}
 	}
+	return sorted(kept)
+}
+
+// compare puts whoever covers another before it.
+func (c counter) compare(o counter) int {
+	if d := cmp.Or(int(c.used)-int(o.used), int(o.told)-int(c.told), int(o.resets)-int(c.resets)); d != 0 {
+		return d
+	}
+	for i := range c.maybe {
+		if d := int(o.maybe[i]) - int(c.maybe[i]); d != 0 {
+			return d
+		}
+	}
+	return 0
+}
+
+func sorted(all []counter) *counters {
 	var h maphash.Hash
 	h.SetSeed(hashSeed)
-	for _, c := range kept {
+	for _, c := range all {
 		maphash.WriteComparable(&h, c)
 	}
-	return &counters{kept, h.Sum64()}
+	return &counters{all, h.Sum64()}
 }
 
 // model is the counter of a key with this limit, as porcupine wants it. It follows all the
@@ -120,15 +139,15 @@ func model(limit int64) porcupine.Model {
 
 // step is what a key's state can be after an event, given what it could be before it.
 func step(before []counter, e Event, limit int16) *counters {
+	if onlyOpens(e) {
+		return open(before, e)
+	}
 	var after []counter
 	keep := func(c counter) { after = append(after, c) }
 	for _, c := range before {
 		switch {
 		case e.Kind == Wipe, e.Kind == Reset && e.Err == nil:
 			c.used = 0
-			keep(c)
-		case e.Kind == Reset:
-			c.resets++
 			keep(c)
 		case e.Kind == Lag:
 			for used := range limit + 1 { // what it had had at the most, it may have lost
@@ -146,14 +165,6 @@ func step(before []counter, e Event, limit int16) *counters {
 					keep(c)
 				})
 			}
-		case !byPrimary(e):
-			if mayBeSent(e) {
-				c.maybe[e.Cost]++
-			}
-			if e.Err == nil && e.Decision.Allowed && e.Decision.Source == ringfence.SourceReplica {
-				c.told += int16(e.Cost)
-			}
-			keep(c)
 		default:
 			if e.Decision.Limit != int64(limit) || e.Decision.Remaining < 0 || e.Decision.Remaining > int64(limit) {
 				continue
@@ -173,6 +184,28 @@ func step(before []counter, e Event, limit int16) *counters {
 		}
 	}
 	return newCounters(after)
+}
+
+// onlyOpens says whether an event is nothing but that something may be done from then on.
+func onlyOpens(e Event) bool {
+	return e.Kind == Charge && !byPrimary(e) || e.Kind == Reset && e.Err != nil
+}
+
+func open(before []counter, e Event) *counters {
+	after := slices.Clone(before)
+	for i := range after { // the same to all, so none comes to cover another
+		c := &after[i]
+		switch {
+		case e.Kind == Reset:
+			c.resets++
+		case mayBeSent(e):
+			c.maybe[e.Cost]++
+		}
+		if e.Kind == Charge && e.Err == nil && e.Decision.Allowed && e.Decision.Source == ringfence.SourceReplica {
+			c.told += int16(e.Cost)
+		}
+	}
+	return sorted(after)
 }
 
 func byPrimary(e Event) bool {
@@ -200,7 +233,7 @@ func operations(events []Event, k Key) []porcupine.Operation {
 			continue
 		case e.Kind == Look && !byPrimary(e):
 			continue
-		case e.Kind == Charge && !byPrimary(e), e.Kind == Reset && e.Err != nil:
+		case onlyOpens(e):
 			end = e.Call
 		}
 		ops = append(ops, porcupine.Operation{ClientId: len(ops), Input: e, Call: e.Call, Return: end})

@@ -35,6 +35,7 @@ type simulation struct {
 	timeout  time.Duration // of an operation
 	budget   time.Duration
 	replicas bool
+	round    uint64
 
 	mu     sync.Mutex
 	broken []error // promises, other than those of the history
@@ -102,10 +103,13 @@ func simulate(t *testing.T, seed uint64, bug plant) (o outcome) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSimulation(seed, bug)
 		if err := s.open(); err != nil {
+			s.close()
 			t.Fatal(err)
 		}
-		s.play()
-		s.heal()
+		for range 1 + s.plan.IntN(3) {
+			s.play(s.plan.between(10*time.Second, 30*time.Second))
+			s.heal()
+		}
 		o = outcome{events: s.recorder.Events()}
 		s.count(o.events)
 		s.close()
@@ -184,7 +188,7 @@ func (s *simulation) open() error {
 		}
 		p.ring = ring
 		for name, l := range map[string]ringfence.Limit{
-			"bucket": ringfence.TokenBucket{Rate: 1, Per: year / time.Duration(limit), Burst: limit},
+			"bucket": ringfence.TokenBucket{Rate: 1, Per: (year / time.Duration(limit)).Truncate(time.Second), Burst: limit},
 			"log":    ringfence.SlidingLog{Limit: limit, Window: year},
 		} {
 			limiter, err := ring.Limiter(name, l)
@@ -203,24 +207,24 @@ func (s *simulation) open() error {
 }
 
 // play lets clients call and faults happen for a while.
-func (s *simulation) play() {
-	const length = time.Minute
+func (s *simulation) play(length time.Duration) {
+	s.round++
 	end := time.Now().Add(length)
 	var all sync.WaitGroup
 	client := 0
 	for i, p := range s.rings {
 		for range 1 + s.plan.IntN(3) {
 			c := &Caller{Recorder: s.recorder, Process: i, Client: client, Budget: s.budget, Broken: s.breaks}
-			draw := stream(s.seed, 5, uint64(client))
+			draw := stream(s.seed, 5, s.round, uint64(client))
 			all.Go(func() { s.call(c, p, draw, end) })
 			client++
 		}
 	}
 	for i, shard := range s.shards {
-		all.Go(func() { s.storm(shard.id, shard.primary, stream(s.seed, 6, uint64(i)), end) })
+		all.Go(func() { s.storm(shard.id, shard.primary, stream(s.seed, 6, s.round, uint64(i)), end) })
 		if shard.replica != nil {
-			all.Go(func() { s.storm("", shard.replica, stream(s.seed, 7, uint64(i)), end) })
-			all.Go(func() { s.replicate(shard, stream(s.seed, 8, uint64(i)), end) })
+			all.Go(func() { s.storm("", shard.replica, stream(s.seed, 7, s.round, uint64(i)), end) })
+			all.Go(func() { s.replicate(shard, stream(s.seed, 8, s.round, uint64(i)), end) })
 		}
 	}
 	all.Wait()
@@ -366,8 +370,8 @@ func (s *simulation) heal() {
 	for i, p := range s.rings {
 		for _, shard := range p.ring.Stats() {
 			if shard.Breaker.State != ringfence.BreakerClosed {
-				s.breaks(fmt.Errorf("process %d: the breaker of shard %s is %s, %v after the last fault: %s",
-					i, shard.ID, shard.Breaker.State, 2*s.longest, shard.Breaker.LastError))
+				s.breaks(fmt.Errorf("process %d: the breaker of shard %s is %s, %v after the last fault (%v): %s",
+					i, shard.ID, shard.Breaker.State, 2*s.longest, time.Since(s.recorder.start)-2*s.longest, shard.Breaker.LastError))
 			}
 		}
 	}
