@@ -193,5 +193,3 @@ func mix(numbers ...uint64) uint64 {
 	}
 	return h
 }
-
-func discard() *bufio.Writer { return bufio.NewWriter(io.Discard) }

@@ -1,10 +1,12 @@
 package histories
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha1"
 	"encoding/hex"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
@@ -35,7 +37,6 @@ type simServer struct {
 	requests gate
 	replies  gate
 	plant    plant
-	planted  int
 	writes   uint64
 }
 
@@ -56,7 +57,7 @@ const (
 	nothing plant = iota
 	twice         // now and then a charge is executed twice
 	forget        // now and then what a key had used is forgotten after a charge
-	flush         // all keys are forgotten once
+	flush         // once, all keys are forgotten
 )
 
 func newSimServer(addr string, seed uint64, master bool) *simServer {
@@ -129,9 +130,8 @@ func (s *simServer) run(c *server.Peer, text string, args []string, writes bool)
 	master, bug := s.master, nothing
 	if writes && master {
 		s.writes++
-		if s.plant != nothing && mix(s.seed, 77, s.writes)%8 == 0 {
+		if s.plant == flush && s.writes == 20 || s.plant != flush && mix(s.seed, 9, s.writes)%8 == 0 {
 			bug = s.plant
-			s.planted++
 		}
 	}
 	s.mu.Unlock()
@@ -140,12 +140,14 @@ func (s *simServer) run(c *server.Peer, text string, args []string, writes bool)
 		return
 	}
 	do := func(c *server.Peer) { s.m.Server().Dispatch(c, append([]string{"EVAL", text}, args...)) }
-	if bug == twice {
-		do(server.NewPeer(discard()))
-	}
 	do(c)
-	if bug == forget {
+	switch bug {
+	case twice:
+		do(server.NewPeer(bufio.NewWriter(io.Discard)))
+	case forget:
 		s.m.Del(args[1])
+	case flush:
+		s.m.FlushAll()
 	}
 }
 
