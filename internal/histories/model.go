@@ -52,16 +52,19 @@ func (c counter) reach(want int16, f func(counter)) {
 	}
 }
 
+// add tries the calls of this cost and below, and then what is told.
 func (c counter) add(want int16, cost int, f func(counter)) {
-	if c.used > want {
+	most := c.used + c.told
+	for i := 1; i <= cost; i++ {
+		most += c.maybe[i] * int16(i)
+	}
+	if c.used > want || most < want {
 		return
 	}
 	if cost == 0 {
-		if more := want - c.used; more <= c.told {
-			c.told -= more
-			c.used = want
-			f(c)
-		}
+		c.told -= want - c.used
+		c.used = want
+		f(c)
 		return
 	}
 	for {

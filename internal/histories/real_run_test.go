@@ -85,6 +85,8 @@ func startReal(t *testing.T, o realSetup) *realRun {
 func (r *realRun) readyMade(addr string, o realSetup) redis.UniversalClient {
 	c := redis.NewClient(&redis.Options{
 		Addr: addr, MaxRetries: map[bool]int{false: -1, true: 3}[o.retrying],
+		// Repeated so soon that callers still wait: what they are told is exact then.
+		MinRetryBackoff: time.Millisecond, MaxRetryBackoff: time.Millisecond,
 		DialTimeout: realTimeout, ReadTimeout: realTimeout, WriteTimeout: realTimeout, PoolTimeout: realTimeout,
 		DialerRetries: 1, DisableIdentity: true, PoolSize: 64,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
