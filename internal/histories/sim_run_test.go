@@ -31,6 +31,7 @@ type simulation struct {
 	servers  map[string]*simServer
 	rings    []*simProcess
 	keys     []string
+	costs    [2]int64      // of calls; more kinds would only make the judge slow
 	longest  time.Duration // open period of a breaker
 	timeout  time.Duration // of an operation
 	budget   time.Duration
@@ -124,6 +125,7 @@ func newSimulation(seed uint64, bug plant) *simulation {
 	s.timeout = s.plan.between(50*time.Millisecond, 400*time.Millisecond)
 	s.budget = s.plan.between(5*time.Millisecond, 40*time.Millisecond)
 	s.replicas = s.plan.IntN(2) == 0
+	s.costs = [2]int64{1 + s.plan.Int64N(2), 3 + s.plan.Int64N(maxCost-2)}
 	for i := range 1 + s.plan.IntN(2) {
 		shard := &simShard{id: string(rune('a' + i))}
 		shard.primary = newSimServer(shard.id+".test:6379", mix(seed, uint64(i), 1), true)
@@ -261,11 +263,11 @@ func (s *simulation) callOnce(c *Caller, p *simProcess, draw draws) {
 	case n < 10:
 		reqs := make([]ringfence.Request, 1+draw.IntN(5))
 		for i := range reqs {
-			reqs[i] = ringfence.Request{Key: s.keys[draw.IntN(len(s.keys))], Cost: 1 + draw.Int64N(maxCost)}
+			reqs[i] = ringfence.Request{Key: s.keys[draw.IntN(len(s.keys))], Cost: s.costs[draw.IntN(2)]}
 		}
 		c.AllowMany(ctx, l, reqs)
 	default:
-		c.AllowN(ctx, l, key, 1+draw.Int64N(maxCost))
+		c.AllowN(ctx, l, key, s.costs[draw.IntN(2)])
 	}
 }
 
@@ -378,7 +380,7 @@ func (s *simulation) heal() {
 		for _, l := range p.limiters {
 			for _, k := range s.keys {
 				for _, d := range []ringfence.Decision{
-					c.AllowN(context.Background(), l, k, 1), c.Peek(context.Background(), l, k),
+					c.AllowN(context.Background(), l, k, s.costs[0]), c.Peek(context.Background(), l, k),
 				} {
 					if d.Source != ringfence.SourcePrimary {
 						s.breaks(fmt.Errorf("process %d: %s/%s is decided by %s (%s), although the last fault is %v ago",
