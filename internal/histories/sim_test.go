@@ -30,7 +30,7 @@ func seedsOf(t *testing.T, usual uint64) (from, to uint64) {
 func TestSimulatedHistoriesAreLinearizableAndRingsRecover(t *testing.T) {
 	from, to := seedsOf(t, 100)
 	began, entries, by := time.Now(), 0, map[string]int{}
-	t.Logf("embedded redis %s", "in memory, in virtual time")
+	t.Log("embedded redis in memory, in virtual time")
 	for seed := from; seed < to; seed++ {
 		o := simulate(t, seed, nothing)
 		for _, e := range o.events {
@@ -61,7 +61,7 @@ func sourceOf(e Event) string {
 }
 
 func TestASeedReplays(t *testing.T) {
-	t.Logf("embedded redis %s", "in memory, in virtual time")
+	t.Log("embedded redis in memory, in virtual time")
 	for seed := uint64(1); seed <= 6; seed++ {
 		first, again := simulate(t, seed, nothing).trace(), simulate(t, seed, nothing).trace()
 		if first != again {
@@ -71,7 +71,7 @@ func TestASeedReplays(t *testing.T) {
 }
 
 func TestPlantedBugsAreCaughtInTheSimulation(t *testing.T) {
-	t.Logf("embedded redis %s", "in memory, in virtual time")
+	t.Log("embedded redis in memory, in virtual time")
 	for name, bug := range map[string]plant{"double charge": twice, "lost charge": forget, "FLUSHALL": flush} {
 		t.Run(name, func(t *testing.T) {
 			const seeds = 6
@@ -85,7 +85,7 @@ func TestPlantedBugsAreCaughtInTheSimulation(t *testing.T) {
 					caught++
 				}
 			}
-			// All are, in 1,000 seeds; here a run may be too short for the bug to show.
+			// A run may be too short for the bug to show.
 			if t.Logf("caught in %d of %d seeds", caught, seeds); caught < seeds-1 {
 				t.Error("the checker lets too many through")
 			}
