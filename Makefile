@@ -33,10 +33,11 @@ check: ## the cheap gates: format, vet, tidy, build, lint, documents, vulnerabil
 	@build/check.sh
 
 .PHONY: soak
-soak: ## a million operations against the referee, then the same tests many times: make soak RUN=TestName PKG=./internal/x COUNT=50
+soak: ## a million operations against the referee, 1,000 simulated histories, then the same tests many times: make soak RUN=TestName PKG=./internal/x COUNT=50
 	@build/deps.sh test
 ifeq ($(origin RUN) $(origin PKG),file file)
 	RINGFENCE_DIFFERENTIAL_OPS=1000000 go test -race -count=1 -timeout=60m -v -run '^TestScriptsOnRedisAgreeWithTheReferee' .
+	cd internal/histories && GOWORK=off RINGFENCE_SIM_SEEDS=1000 go test -race -count=1 -timeout=60m -v -run '^TestSimulated' .
 endif
 	$(if $(filter file,$(origin RUN)),RINGFENCE_DIFFERENTIAL_OPS=5000 )go test -race -count=$(COUNT) -failfast -shuffle=on -timeout=60m -run '$(RUN)' $(PKG)
 
