@@ -45,6 +45,8 @@ type cell struct {
 	since time.Time                // of the clock's step
 	first map[string]time.Duration // by key: from then until a call was admitted
 
+	tookOver time.Duration // when another server had taken over; 0 where none does
+
 	calls    int           // of the busiest process, while the shard was away
 	recovery time.Duration // of the slowest process
 }
@@ -327,17 +329,19 @@ func (c *cell) exact(ctx context.Context, p *process, marker string) bool {
 			return false
 		}
 	}
+	if marker != "" {
+		d, err := p.limiter.Peek(ctx, marker)
+		if err != nil || d.Source != ringfence.SourcePrimary || d.Remaining == d.Limit {
+			return false
+		}
+	}
 	for _, key := range c.keys {
 		d, err := p.limiter.Peek(ctx, key)
 		if err != nil || d.Source != ringfence.SourcePrimary {
 			return false
 		}
 	}
-	if marker == "" {
-		return true
-	}
-	d, err := p.limiter.Peek(ctx, marker)
-	return err == nil && d.Source == ringfence.SourcePrimary && d.Remaining < d.Limit
+	return true
 }
 
 // recover waits until the primary decides in every process, and notes how long that took.
@@ -346,7 +350,10 @@ func (c *cell) recover(ctx context.Context, since time.Time, within time.Duratio
 	defer cancel()
 	marker, err := c.mark(ctx)
 	if err != nil {
-		c.problem("no new primary took over: %v", err)
+		c.problem("no server took over: %v", err)
+	}
+	if c.place.tookOver != nil {
+		c.tookOver = time.Since(since)
 	}
 	var wg sync.WaitGroup
 	for i, p := range c.processes {
@@ -363,14 +370,17 @@ func (c *cell) recover(ctx context.Context, since time.Time, within time.Duratio
 // mark leaves a mark on the server that took over, where one does: a process that sees it
 // has followed.
 func (c *cell) mark(ctx context.Context) (string, error) {
-	if c.place.successor == nil {
+	if c.place.tookOver == nil {
+		return "", nil
+	}
+	var to *ringfence.ShardConfig
+	if !poll(ctx, func() bool { to = c.place.tookOver(ctx); return to != nil }) {
+		return "", ctx.Err()
+	}
+	if !c.place.marked {
 		return "", nil
 	}
 	const marker = "marker"
-	var to *ringfence.ShardConfig
-	if !poll(ctx, func() bool { to = c.place.successor(ctx); return to != nil }) {
-		return "", ctx.Err()
-	}
 	return marker, c.direct(ctx, *to, func(l *ringfence.Limiter) error {
 		d, err := l.Allow(ctx, marker)
 		if err == nil && d.Source != ringfence.SourcePrimary {
@@ -382,7 +392,7 @@ func (c *cell) mark(ctx context.Context) (string, error) {
 
 // poll looks every few milliseconds until ok, and says whether it was before ctx ended.
 func poll(ctx context.Context, ok func() bool) bool {
-	tick := time.NewTicker(5 * time.Millisecond)
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if ok() {

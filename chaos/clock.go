@@ -28,7 +28,7 @@ func runClock(ctx context.Context, r *runner, f fault) []outcome {
 	f.patient = true
 	s.seat(f)
 	defer func() { _ = each(s.cells, func(c *cell) error { c.close(); return nil }) }()
-	p := &performance{fault: f, scene: s, lastSent: map[*cell][2][]int{}, dialed: map[*cell]int{}}
+	p := &performance{fault: f, scene: s, plan: r.plan, lastSent: map[*cell][2][]int{}, dialed: map[*cell]int{}}
 	err = each(s.cells, func(c *cell) error {
 		c.limit = ringfence.TokenBucket{Rate: clockLimit, Per: clockWindow, Burst: clockLimit}
 		if c.algorithm == slidingLog {
@@ -101,13 +101,13 @@ func (c *cell) judgeClock(p *performance, elapsed time.Duration) outcome {
 		r.Recovery = max(r.Recovery, first.Milliseconds())
 	}
 	// Calls for one key come 67 ms apart.
-	if within := clockWindow + 500*time.Millisecond; r.Recovery > within.Milliseconds() {
+	if within := clockWindow + p.allowance(500*time.Millisecond); r.Recovery > within.Milliseconds() {
 		c.problem("starved for %d ms after the step, want at most a window: %s", r.Recovery, within)
 	}
 	if t.others > 0 {
 		c.problem("%d answers did not come from the primary, which was there", t.others)
 	}
-	c.checkLongest(took, p.late)
+	c.checkLongest(p, took)
 	r.OK = len(c.problems) == 0
 	return outcome{r, c.problems}
 }

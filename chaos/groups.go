@@ -52,7 +52,8 @@ func startSentinel(what sentinelFault) func(ctx context.Context, s *scene) error
 		}
 		here := func() ringfence.ShardConfig { return ringfence.ShardConfig{ID: "s", Primary: set.URL()} }
 		s.lone = &place{faulty: here, direct: here, replicas: true, sync: set.WaitReady, loses: losesLag}
-		s.lone.successor = func(ctx context.Context) *ringfence.ShardConfig {
+		s.lone.marked = true
+		s.lone.tookOver = func(ctx context.Context) *ringfence.ShardConfig {
 			master := set.Master(ctx)
 			if master == nil || master == old {
 				return nil
@@ -121,6 +122,16 @@ func startClusterLost(ctx context.Context, s *scene) error {
 	s.lone.fits = func(name string) bool {
 		slot, err := slotOf(ctx, other, name)
 		return err == nil && owned[slot]
+	}
+	s.lone.tookOver = func(context.Context) *ringfence.ShardConfig {
+		for slot := range owned {
+			if now := c.MasterOf(slot); now == nil || now == victim {
+				return nil
+			}
+			break
+		}
+		to := s.lone.direct()
+		return &to
 	}
 	s.inject = func(context.Context) error { victim.Kill(); return nil }
 	return nil

@@ -37,8 +37,11 @@ type place struct {
 	replicas       bool
 	loses          loss
 	sync           func(ctx context.Context) error // waits for the replicas
-	// successor is the primary that has taken over, nil until one has.
-	successor func(ctx context.Context) *ringfence.ShardConfig
+	// tookOver is how to reach the primary that has taken over, nil until one has; it is set
+	// where servers mend the fault themselves. marked: only a mark on it shows that a process
+	// has followed, because the old primary still answers.
+	tookOver func(ctx context.Context) *ringfence.ShardConfig
+	marked   bool
 }
 
 func (s *scene) later(stop func()) {
