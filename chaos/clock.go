@@ -14,7 +14,6 @@ const (
 	clockWindow  = 4 * time.Second
 	clockLimit   = 20
 	clockRate    = 120 // calls a second and cell, three times what is admitted
-	clockBefore  = 5 * time.Second
 )
 
 // runClock steps the primaries' clocks while the limit is in use, over several windows.
@@ -43,11 +42,11 @@ func runClock(ctx context.Context, r *runner, f fault) []outcome {
 		return failed(f.cells(), err)
 	}
 	begin := time.Now()
-	stepped := begin.Add(clockBefore)
+	stepped := begin.Add(r.plan.steady)
 	for _, c := range s.cells {
 		c.since = stepped
 	}
-	p.during = int((clockBefore + r.plan.clock) * clockRate / time.Second)
+	p.during = int((r.plan.steady + r.plan.clock) * clockRate / time.Second)
 	watch := watchMachine()
 	var load sync.WaitGroup
 	for _, c := range s.cells {
