@@ -24,7 +24,7 @@ func TestShortFormOfTheMatrix(t *testing.T) {
 			}
 			servers := redistest.Count()
 			out := (&runner{short}).run(t.Context(), f)
-			t.Logf("real redis-server: %d of them", redistest.Count()-servers)
+			t.Logf("real redis-server (%d of them)", redistest.Count()-servers)
 			if got, want := len(out), len(f.cells()); got != want {
 				t.Errorf("%d cells, want %d", got, want)
 			}
@@ -58,7 +58,7 @@ func TestACellThatAdmitsTooMuchIsFound(t *testing.T) {
 	if err := f.start(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("real redis-server, %d started so far", redistest.Count())
+	t.Logf("real redis-server (%d started so far)", redistest.Count())
 	s.seat(f)
 	for _, c := range s.cells {
 		c.limit = limitOfMore(c.algorithm)
