@@ -157,14 +157,15 @@ const (
 )
 
 // mostCalls is the most operations and probes that one process may send in an outage: the
-// failures that open the breaker, what was in flight besides, and the probes. A shard that
-// answers probes gets as much again after each.
+// failures that open the breaker, one more because the first operation that outlasts the
+// budget is forgiven, what was in flight besides, and the probes. A shard that answers probes
+// gets as much again after each.
 func mostCalls(k callsKind, outage time.Duration) int {
 	switch k {
 	case callsDead:
-		return breakerFailures + inFlight + mostProbes(outage)
+		return breakerFailures + 1 + inFlight + mostProbes(outage)
 	case callsSick:
-		return (breakerFailures + inFlight + 1) * (mostProbes(outage) + 1)
+		return (breakerFailures + 1 + inFlight + 1) * (mostProbes(outage) + 1)
 	default:
 		return int(^uint(0) >> 1)
 	}
@@ -201,6 +202,14 @@ func slack(late time.Duration, busy bool) time.Duration {
 	}
 	return min(most, operationTimeout-budget-10*time.Millisecond)
 }
+
+// tooLate is how late a machine's own timers may be until the times of a cell say nothing
+// about the library: slack ends there. A fault that broke a bound meanwhile is played again,
+// at most mostPlays times in all; what comes of the last is what counts.
+const (
+	tooLate   = 60 * time.Millisecond
+	mostPlays = 4
+)
 
 // conservation compares what a shard was charged with what callers were told.
 type conservation struct {

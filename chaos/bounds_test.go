@@ -67,7 +67,7 @@ func TestMostCallsOfADeadShardAreFew(t *testing.T) {
 	if got := mostCalls(callsDead, time.Minute) - inFlight; got > 25 {
 		t.Errorf("%d calls a minute, want at most 25", got)
 	}
-	if got, want := mostCalls(callsSick, 3*time.Second), 8*6; got != want {
+	if got, want := mostCalls(callsSick, 3*time.Second), 9*6; got != want {
 		t.Errorf("%d calls to a shard that refuses charges, want %d", got, want)
 	}
 }

@@ -278,7 +278,7 @@ func (e *eightRun) sentTo(fault int) int {
 
 func (e *eightRun) judge(c *eightCell) outcome {
 	var o outcome
-	o.Fault, o.Policy, o.Algorithm, o.OK = c.fault, c.policy, c.algorithm, true
+	o.Fault, o.Policy, o.Algorithm, o.OK, o.late = c.fault, c.policy, c.algorithm, true, e.late
 	if c.err != nil {
 		complainOf(&o, "a caller got an error: %v", c.err)
 	}

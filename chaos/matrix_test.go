@@ -103,6 +103,30 @@ func TestAFaultThatCannotBePlayedIsListedAsFailedInAllItsCells(t *testing.T) {
 	}
 }
 
+func TestAFaultIsPlayedAgainOnlyIfItBrokeWhileTheMachineWasTooBusy(t *testing.T) {
+	tests := []struct {
+		name  string
+		ok    bool
+		late  time.Duration
+		plays int
+	}{
+		{"all well, machine busy", true, time.Second, 1},
+		{"broken, machine quiet", false, tooLate, 1},
+		{"broken, machine busy", false, tooLate + 1, mostPlays},
+	}
+	for _, c := range tests {
+		plays := 0
+		f := fault{name: "any", special: func(context.Context, *runner, fault) []outcome {
+			plays++
+			return []outcome{{result: result{OK: c.ok}, late: c.late}}
+		}}
+		out := (&runner{short}).run(t.Context(), f)
+		if plays != c.plays || out[0].OK != c.ok {
+			t.Errorf("%s: %d plays, want %d; ok %t", c.name, plays, c.plays, out[0].OK)
+		}
+	}
+}
+
 func TestFinishedFaultsAreNotPlayedAgainUnlessAskedOrTheCodeHasChanged(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "sub", "state.json")
 	s, err := loadState(file, "v1")
