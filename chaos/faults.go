@@ -73,7 +73,7 @@ var matrix = []fault{
 	{name: "loss-50", does: "Half of the packets are lost for 3 s.", promise: orSome, away: true, untold: true, start: startDrop(50)},
 	{name: "latency-under", does: "Replies take 10 ms longer, less than the budget.", promise: orPolicy, away: true, goodput: 90, start: startLatency(10 * time.Millisecond)},
 	{name: "latency-over", does: "Replies take 150 ms longer, three times the budget.", promise: orSome, away: true, untold: true, calls: callsSick, start: startLatency(150 * time.Millisecond)},
-	{name: "reply-cut", does: "The server executes, and the connection is cut before the reply arrives, for 3 s.", promise: orPolicy, away: true, calls: callsDead, start: startReplyCut},
+	{name: "reply-cut", does: "The server executes, and the connection is cut before the reply arrives: for some milliseconds now and then, and after half of the 3 s for every reply.", promise: orPolicy, away: true, calls: callsDead, start: startReplyCut},
 	{name: "pool", does: "The only connection of the client that was given to ringfence is held by others for 3 s.", promise: orPolicy, away: true, shut: true, start: startPool},
 	{name: "oom", does: "maxmemory is exceeded under noeviction: writes are refused, reads are not.", promise: orPolicy, away: true, calls: callsSick, start: startConfig("maxmemory", "1", "0")},
 	{name: "misconf", does: "A background save has failed: writes are refused, reads are not.", promise: orPolicy, away: true, calls: callsSick, start: startMisconf},
@@ -188,7 +188,22 @@ func startLatency(d time.Duration) func(ctx context.Context, s *scene) error {
 
 func startReplyCut(ctx context.Context, s *scene) error {
 	a, b, err := s.proxies(ctx)
-	s.inject = func(context.Context) error { a.CutReplies(true); b.CutReplies(true); return nil }
+	s.inject = func(ctx context.Context) error {
+		// At first one reply at a time: whoever sent it again would find a server that
+		// answers, and be charged twice.
+		for end := time.Now().Add(s.hold / 2); time.Now().Before(end); {
+			for _, p := range []*redistest.Proxy{a, b} {
+				before := p.Cuts()
+				p.CutReplies(true)
+				poll(ctx, func() bool { return p.Cuts() > before || time.Now().After(end) })
+				p.CutReplies(false)
+			}
+			sleepUntil(ctx, time.Now().Add(50*time.Millisecond))
+		}
+		a.CutReplies(true)
+		b.CutReplies(true)
+		return nil
+	}
 	s.heal = func(context.Context) error {
 		a.CutReplies(false)
 		b.CutReplies(false)
