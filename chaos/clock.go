@@ -108,5 +108,5 @@ func (c *cell) judgeClock(p *performance, elapsed time.Duration) outcome {
 	}
 	c.checkLongest(p, took)
 	r.OK = len(c.problems) == 0
-	return outcome{r, c.problems, p.late}
+	return outcome{result: r, Problems: c.problems, late: p.late}
 }

@@ -40,6 +40,7 @@ const lead = 100 * time.Millisecond
 type outcome struct {
 	result
 	Problems []string
+	Note     string        // what is worth saying besides
 	late     time.Duration // how late the machine's own timers were
 }
 
@@ -393,7 +394,7 @@ func (p *performance) judge() []outcome {
 		r := p.judgeCell(c)
 		slices.Sort(c.problems)
 		r.OK = len(c.problems) == 0
-		out = append(out, outcome{r, c.problems, max(p.late, p.later)})
+		out = append(out, outcome{result: r, Problems: c.problems, late: max(p.late, p.later)})
 	}
 	return out
 }

@@ -48,6 +48,11 @@ func printTable(w io.Writer, cells []outcome) {
 			fmt.Fprintf(w, "\nBROKEN %s: %s", o.id(), p)
 		}
 	}
+	for _, o := range cells {
+		if o.Note != "" {
+			fmt.Fprintf(w, "\n%s: %s", o.id(), o.Note)
+		}
+	}
 	fmt.Fprintln(w)
 }
 
