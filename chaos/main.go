@@ -144,6 +144,10 @@ func (m *matrixRun) run(ctx context.Context, out io.Writer) int {
 			return 2
 		}
 	}
+	if err := m.saved(); err != nil { // also when nothing was played
+		fmt.Fprintln(m.log, "chaos:", err)
+		return 2
+	}
 	cells := m.state.of(m.faults)
 	printTable(out, cells)
 	all := make([]result, len(cells))
