@@ -41,6 +41,13 @@ ifeq ($(origin RUN) $(origin PKG),file file)
 endif
 	$(if $(filter file,$(origin RUN)),RINGFENCE_DIFFERENTIAL_OPS=5000 )go test -race -count=$(COUNT) -failfast -shuffle=on -timeout=60m -run '$(RUN)' $(PKG)
 
+.PHONY: chaos
+chaos: ## every fault of docs/faults.md on real servers: make chaos FAULT=kill,stop AGAIN=1
+	@build/deps.sh test
+	@mkdir -p .cache
+	@go build -o .cache/chaos-command ./chaos
+	@.cache/chaos-command -fault '$(FAULT)' $(if $(AGAIN),-again)
+
 .PHONY: bench
 bench: ## ringfence beside its rivals, into docs/benchmarks.md: make bench ARGS='-short'
 	@build/deps.sh test
