@@ -289,7 +289,7 @@ func slotKey(slot int) string { return slotKeys()[slot] }
 func (n *clusterNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
 	groups := map[int][]*request{}
 	for _, r := range reqs {
-		slot := slotOf(r.name[len(r.name)-keyHashChars-1 : len(r.name)-1])
+		slot := slotOf(tagOf(r.name))
 		groups[slot] = append(groups[slot], r)
 	}
 	cmds, of := make([]redis.Cmder, 0, len(groups)), make([][]*request, 0, len(groups))
@@ -344,8 +344,29 @@ func (n *clusterNode) send(ctx context.Context, cmds []redis.Cmder) {
 }
 
 func (n *clusterNode) charge(ctx context.Context, reqs []*request) error {
-	return n.run(ctx, "evalsha", "eval", n.scripts.charge, reqs)
+	if len(reqs) > 0 {
+		return n.run(ctx, "evalsha", "eval", n.scripts.charge, reqs)
+	}
+	slot := n.slot()
+	if slot < 0 {
+		return errNoSlots
+	}
+	// A cluster that is down refuses keys only, so the probe has one of a slot of the
+	// shard, asks for nothing and leaves nothing there.
+	r := newRequest(opCharge, probeRule(), keyHash{}, n.of.ring.space, 1)
+	defer func() { r.release(); r.release() }()
+	r.name, r.count = n.of.ring.space.tagged(r.name[:0], slotKey(slot)), 0
+	return n.run(ctx, "evalsha", "eval", n.scripts.charge, []*request{r})
 }
+
+// probeRule is any limit: nothing is asked of it.
+var probeRule = sync.OnceValue(func() *rule {
+	r, err := TokenBucket{Rate: 1, Per: time.Second, Burst: 1}.compile()
+	if err != nil {
+		panic(err)
+	}
+	return r
+})
 
 func (n *clusterNode) look(ctx context.Context, reqs []*request) error {
 	if len(reqs) > 0 {

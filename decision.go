@@ -36,7 +36,8 @@ const (
 	// CauseBreaker: the shard's circuit breaker was open (or forced open).
 	CauseBreaker
 	// CauseBudget: the primary did not answer within the budget, or its oldest
-	// operation in flight was already older than that.
+	// operation in flight was already older than that; or what the key's share admitted
+	// while the primary was away was still on its way there.
 	CauseBudget
 	// CauseError: the operation failed, or could not be queued.
 	CauseError

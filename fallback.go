@@ -3,6 +3,7 @@ package ringfence
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"time"
 
 	"github.com/dchest/siphash"
@@ -141,6 +142,9 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 	return d, modeReplica, ok
 }
 
+// anyEpoch is for a share that goes on although the primary has answered since.
+const anyEpoch = math.MaxUint64
+
 // decideShare decides out of the share if there is one of this epoch, or makes it from
 // what a replica said.
 func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said *state, epoch uint64) (d Decision, ok bool) {
@@ -148,7 +152,7 @@ func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said
 	owes := false
 	s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
 		// What was said of one of the keys that share an entry does not hold for the next.
-		stale := !e.seeded || e.epoch != epoch || e.shared
+		stale := !e.seeded || e.shared || (e.epoch != epoch && epoch != anyEpoch)
 		if said == nil && stale {
 			return
 		}

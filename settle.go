@@ -140,54 +140,172 @@ func (s *shard) conclude(r *request, half uint32) {
 	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost, s.ring.config.Instances) })
 }
 
-// ledger are the keys of one shard that owe.
+// ledger are the keys of one shard that owe, or whose debit is on its way.
 type ledger struct {
 	count atomic.Int64 // of keys; lets callers pass by without the lock
 
-	mu   sync.Mutex // guards keys; taken before localTable.mu
-	keys map[keyHash]*Limiter
+	mu   sync.Mutex // guards keys and what they hold; taken before localTable.mu
+	keys map[keyHash]*debt
 }
 
+// debt is what one key's shard is to be told. One of the two is true at least.
+type debt struct {
+	of      *Limiter
+	owes    bool // the shard is to be told
+	telling bool // a debit is on its way
+}
+
+// add notes that a key owes.
 func (g *ledger) add(h keyHash, l *Limiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.keys == nil {
-		g.keys = map[keyHash]*Limiter{}
+		g.keys = map[keyHash]*debt{}
 	}
-	g.keys[h] = l
+	d := g.keys[h]
+	if d == nil {
+		d = &debt{}
+		g.keys[h] = d
+	}
+	d.of, d.owes = l, true
 	g.count.Store(int64(len(g.keys)))
 }
 
-func (g *ledger) remove(h keyHash) bool {
+// standing says whether a key is in the ledger, and whether a debit of it may go now.
+func (g *ledger) standing(h keyHash) (pending, owes bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, there := g.keys[h]
-	delete(g.keys, h)
-	g.count.Store(int64(len(g.keys)))
-	return there
+	d := g.keys[h]
+	return d != nil, d != nil && d.owes && !d.telling
 }
 
-// some are up to n of the keys.
+// begin notes that the debit of a key is on its way, if it owes and none is yet.
+func (g *ledger) begin(h keyHash) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil || d.telling || !d.owes {
+		return false
+	}
+	d.telling, d.owes = true, false
+	return true
+}
+
+// end notes that the debit has arrived or is given up, and says whether the key owes
+// since.
+func (g *ledger) end(h keyHash) (owes bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil {
+		return false
+	}
+	if d.telling = false; !d.owes {
+		delete(g.keys, h)
+		g.count.Store(int64(len(g.keys)))
+	}
+	return d.owes
+}
+
+// some are up to n of the keys whose debit may go.
 func (g *ledger) some(n int) map[keyHash]*Limiter {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	out := make(map[keyHash]*Limiter, min(n, len(g.keys)))
-	for h, l := range g.keys {
+	for h, d := range g.keys {
 		if len(out) == n {
 			break
 		}
-		out[h] = l
+		if d.owes && !d.telling {
+			out[h] = d.of
+		}
 	}
 	return out
 }
 
-// owing says whether calls are to tell debits along the way: not while the primary keeps
-// callers waiting, or debits would be lost.
-func (s *shard) owing() bool { return s.ledger.count.Load() > 0 && !s.degraded.Load() }
+// untold answers a call for a key of which the shard has not been told everything: on
+// another connection it could overtake the debit, and be admitted out of what is used up.
+// Until the debit has arrived the key's share goes on; what it admits now is told next.
+// ok is false if the primary is to be asked after all, with the debit on r if there is one.
+func (s *shard) untold(l *Limiter, r *request) (d Decision, ok bool) {
+	pending, owes := s.ledger.standing(r.hash)
+	if !pending {
+		return d, false
+	}
+	charge := r.kind == opCharge
+	if owes && charge && !s.degraded.Load() {
+		s.attach(r, l)
+		if r.debit != "" {
+			return d, false
+		}
+	}
+	if owes && s.degraded.Load() {
+		// Debits are not risked on a primary that keeps callers waiting.
+		s.tryAgain()
+	}
+	if d, ok = s.decideShare(l, r.hash, r.cost, charge, nil, anyEpoch); !ok {
+		return d, false // it has arrived this very moment
+	}
+	return s.fell(l, d, modeShare, CauseBudget, charge), true
+}
+
+// catchUp tells what was left over because no call came along.
+func (s *shard) catchUp() {
+	switch {
+	case !s.owing() || !s.breaker.closed.Load():
+	case s.degraded.Load():
+		s.tryAgain()
+	default:
+		s.settleSoon()
+	}
+}
+
+// tryAgain finds out in the background whether a primary that failed, or kept callers
+// waiting, takes charges again: until one probe gets through, or the breaker opens and
+// goes on probing, with the breaker's back-off in between.
+func (s *shard) tryAgain() {
+	if !s.trying.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.ring.enter() {
+		s.trying.Store(false)
+		return
+	}
+	go func() {
+		defer s.ring.leave()
+		defer s.trying.Store(false)
+		for try := 1; s.degraded.Load() && s.tryOnce(); try++ {
+			c := s.ring.config
+			select {
+			case <-time.After(openPeriod(c.Breaker, try, c.Rand())):
+			case <-s.ring.ctx.Done():
+				return
+			}
+		}
+	}()
+}
+
+// tryOnce is one probe, reported to the breaker like an operation. It says whether to go
+// on.
+func (s *shard) tryOnce() bool {
+	report, err := s.breaker.begin()
+	if err != nil {
+		return false
+	}
+	err = errProbeLost
+	defer func() { report(s.charges.verdict(opCharge, err)) }()
+	s.inTime(func(ctx context.Context) { err = s.nodes[s.primary.Load()].charge(ctx, nil) })
+	if err != nil {
+		s.failed(err)
+		return true
+	}
+	s.answered()
+	return false
+}
 
 // attach puts what the key owes onto a request that is about to be sent.
 func (s *shard) attach(r *request, l *Limiter) {
-	if !s.ledger.remove(r.hash) {
+	if !s.ledger.begin(r.hash) {
 		return
 	}
 	now := s.ring.clock()
@@ -197,11 +315,13 @@ func (s *shard) attach(r *request, l *Limiter) {
 			r.owed, r.debit, r.from = o, o.debit(r.rule, now), l
 		}
 	})
+	if r.debit == "" {
+		s.ledger.end(r.hash)
+	}
 }
 
 // settled hears what became of a request with a debit.
 func (s *shard) settled(r *request, err error) {
-	l := r.from
 	switch {
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)
@@ -209,9 +329,12 @@ func (s *shard) settled(r *request, err error) {
 		s.ring.local.find(r.hash, func(e *localEntry) { e.confirmed(now, r.owed) })
 	case err != nil && (notSent(err) || !classify(err).ran):
 		s.ring.local.find(r.hash, func(e *localEntry) { e.giveBack(r.owed) })
-		s.ledger.add(r.hash, l)
+		s.ledger.add(r.hash, r.from)
 	default:
 		s.metrics.settleLost(r.owed.units)
+	}
+	if s.ledger.end(r.hash) && err == nil {
+		s.settleSoon() // what was admitted while the debit was on its way
 	}
 }
 
@@ -219,6 +342,9 @@ func (s *shard) settled(r *request, err error) {
 func notSent(err error) bool {
 	return errors.Is(err, errOpen) || errors.Is(err, errBudget) || errors.Is(err, errOverdue) || errors.Is(err, errQueueFull)
 }
+
+// owing says whether any key of the shard is in the ledger.
+func (s *shard) owing() bool { return s.ledger.count.Load() > 0 }
 
 // settleSoon tells the shard everything in the background, one batch after another, while
 // it answers.
@@ -245,8 +371,9 @@ func (s *shard) settleSoon() {
 func (s *shard) settleSome() bool {
 	most := s.ring.clock() + int64(s.ring.config.OperationTimeout)
 	var sent []*request
-	ok := true
-	for h, l := range s.ledger.some(s.ring.config.MaxBatch) {
+	some := s.ledger.some(s.ring.config.MaxBatch)
+	ok := len(some) > 0
+	for h, l := range some {
 		r := newRequest(opCharge, l.rule, h, s.ring.space, 1)
 		r.count = 0
 		s.attach(r, l)
@@ -270,5 +397,5 @@ func (s *shard) settleSome() bool {
 		}
 		r.release()
 	}
-	return ok && s.ledger.count.Load() > 0
+	return ok
 }

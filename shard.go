@@ -20,9 +20,10 @@ import (
 // is what go-redis or the server said; classify tells what it means. All methods may be
 // called from many goroutines.
 type node interface {
-	// charge runs the charge script and puts the replies into the requests.
+	// charge runs the charge script and puts the replies into the requests. With no
+	// requests it is a probe: the server checks all that it checks before a charge.
 	charge(ctx context.Context, reqs []*request) error
-	// look does the same without changing anything; with no requests it is a probe.
+	// look does the same without changing anything, and is a probe of a replica.
 	look(ctx context.Context, reqs []*request) error
 	// reset deletes the keys.
 	reset(ctx context.Context, reqs []*request) error

@@ -35,6 +35,7 @@ type shard struct {
 
 	ledger   ledger // what this process admitted and the shard has not been told
 	settling atomic.Bool
+	trying   atomic.Bool
 
 	resolving atomic.Bool
 	checking  atomic.Bool
@@ -126,16 +127,19 @@ func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec fu
 	})
 	d.exec = exec
 	d.begin = b.begin
-	d.verdict = func(err error) error {
-		if err == nil || errors.Is(err, errNotCounted) {
-			return err
-		}
-		if classify(err).trips {
-			return err
-		}
-		return errNotCounted
-	}
 	primary := d
+	d.verdict = func(kind opKind, err error) error {
+		switch {
+		case err != nil && classify(err).trips:
+			return err
+		case err != nil, primary == s.charges && kind != opCharge:
+			// A server that is out of memory takes no charge and yet answers all else:
+			// that must not keep the breaker closed.
+			return errNotCounted
+		default:
+			return nil
+		}
+	}
 	d.ended = func(kind opKind, n int, took time.Duration, err error) {
 		s.metrics.operation(kind, n, took, err)
 		if err != nil {
@@ -288,8 +292,10 @@ func (s *shard) probe() {
 		result = errNotPrimary
 	default:
 		// In a time of its own: a silent replica has used up the other, and would keep
-		// the breaker from ever closing.
-		s.inTime(func(ctx context.Context) { result = s.nodes[s.primary.Load()].look(ctx, nil) })
+		// the breaker from ever closing. With the script that charges, because a server
+		// that is out of memory, cannot write its disk or misses its replicas goes on
+		// answering those that look.
+		s.inTime(func(ctx context.Context) { result = s.nodes[s.primary.Load()].charge(ctx, nil) })
 	}
 }
 
@@ -462,6 +468,7 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 		s.ring.log.warn(s.id, "fingerprint", "cannot compare configurations with other processes",
 			"shard", s.id, "error", err.Error())
 	}
+	s.catchUp()
 	if v.err == nil && v.tooOld() {
 		s.ring.log.warn(s.id, "version", "the server is too old; Redis 7.0 or Valkey 7.2 is needed", "shard", s.id, "version", v.version)
 		return fmt.Errorf("version %s is too old; Redis 7.0 or Valkey 7.2 is needed", v.version)
