@@ -390,7 +390,7 @@ func (n *clusterNode) reset(ctx context.Context, reqs []*request) error {
 
 func (n *clusterNode) info(ctx context.Context) (nodeInfo, error) {
 	if n.replica {
-		return nodeInfo{}, nil // the slots say who is master, not the servers
+		return n.replicaInfo(ctx)
 	}
 	one, err := n.server(ctx)
 	if err != nil {
@@ -401,6 +401,24 @@ func (n *clusterNode) info(ctx context.Context) (nodeInfo, error) {
 		return nodeInfo{}, err
 	}
 	return parseInfo(text), nil
+}
+
+// replicaInfo says how far a replica is behind. Whether it is one the slots say, and not
+// the servers.
+func (n *clusterNode) replicaInfo(ctx context.Context) (nodeInfo, error) {
+	slot := n.slot()
+	if slot < 0 {
+		return nodeInfo{}, errNoSlots
+	}
+	one, err := n.client.SlaveForKey(ctx, slotKey(slot))
+	if err != nil {
+		return nodeInfo{}, err
+	}
+	text, err := one.Info(ctx, "replication").Result()
+	if err != nil {
+		return nodeInfo{}, err
+	}
+	return nodeInfo{lag: parseInfo(text).lag}, nil
 }
 
 func (n *clusterNode) now(ctx context.Context) (time.Time, error) {

@@ -83,3 +83,6 @@ func tagOf(name []byte) []byte { return name[bytes.IndexByte(name, '{')+1 : len(
 // fingerprint is the name of the key under which a shard keeps the fingerprint of the
 // configuration that its users share.
 func (s keySpace) fingerprint() string { return s.head + "fingerprint}" }
+
+// instances is the name of the key under which a shard keeps the heartbeats.
+func (s keySpace) instances() string { return s.head + "instances}" }

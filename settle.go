@@ -19,15 +19,16 @@ import (
 // owed is what one key's shard has not been told. A bucket's is the deficit that is left
 // after refilling at this process's part of the rate, a log's what is still in the window.
 type owed struct {
-	units  int64
-	ns     int64        // bucket: how long this process's part of the rate takes for it
-	slices []localSlice // log
+	units     int64
+	ns        int64        // bucket: how long this process's part of the rate takes for it
+	instances int          // of which this process was one
+	slices    []localSlice // log
 }
 
 // takeOwed takes what the key owes and has not been told. It stays counted: whether the
 // shard learns of it is not known yet, and what a replica said before must not be dealt
 // out a second time.
-func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
+func (s *localState) takeOwed(r *rule, now int64) (o owed) {
 	if r.algo == algoSlidingLog {
 		s.expire(r, now)
 		for i := range s.slices {
@@ -41,10 +42,10 @@ func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
 		return o
 	}
 	own := max(0, s.full-max(now, s.known))
-	o.ns = own - min(own, s.told)
+	o.ns, o.instances = own-min(own, s.told), s.instances
 	s.told = own
 	if o.ns > 0 {
-		one := max(1, bucketCost(r, 1, instances))
+		one := max(1, bucketCost(r, 1, s.instances))
 		o.units = min(r.capacity, (o.ns+one-1)/one)
 	}
 	return o
@@ -54,10 +55,9 @@ func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
 // made of what a replica says then.
 func (s *localState) confirmed(now int64, o owed) {
 	s.seeded = false
-	if o.ns > 0 {
-		part := min(o.ns, max(0, s.full-max(now, s.known)))
-		s.full -= part
-		s.told = max(0, s.told-o.ns)
+	if ns := rescale(o.ns, o.instances, s.instances); ns > 0 {
+		s.full -= min(ns, max(0, s.full-max(now, s.known)))
+		s.told = max(0, s.told-ns)
 	}
 	s.each(o, func(c *localSlice, units int64) {
 		units = min(units, c.units)
@@ -69,7 +69,7 @@ func (s *localState) confirmed(now int64, o owed) {
 
 // giveBack makes it owed again, when the shard certainly was not told.
 func (s *localState) giveBack(o owed) {
-	s.told = max(0, s.told-o.ns)
+	s.told = max(0, s.told-rescale(o.ns, o.instances, s.instances))
 	s.each(o, func(c *localSlice, units int64) { c.told = max(0, c.told-units) })
 }
 
@@ -107,10 +107,10 @@ func (o owed) debit(r *rule, now int64) string {
 }
 
 // refund takes back what was counted here and has been charged by the primary after all.
-func (s *localState) refund(r *rule, now, cost int64, instances int) {
+func (s *localState) refund(r *rule, now, cost int64) {
 	if r.algo != algoSlidingLog {
 		own := max(0, s.full-max(now, s.known))
-		s.full -= min(own, bucketCost(r, cost, instances))
+		s.full -= min(own, bucketCost(r, cost, max(1, s.instances)))
 		return
 	}
 	for k := len(s.slices) - 1; k >= 0 && cost > 0; k-- {
@@ -137,7 +137,7 @@ func (s *shard) conclude(r *request, half uint32) {
 		return
 	}
 	now := s.ring.clock()
-	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost, s.ring.config.Instances) })
+	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost) })
 }
 
 // ledger are the keys of one shard that owe, or whose debit is on its way.
@@ -310,7 +310,7 @@ func (s *shard) attach(r *request, l *Limiter) {
 	}
 	now := s.ring.clock()
 	s.ring.local.find(r.hash, func(e *localEntry) {
-		o := e.takeOwed(r.rule, now, s.ring.config.Instances)
+		o := e.takeOwed(r.rule, now)
 		if o.units > 0 {
 			r.owed, r.debit, r.from = o, o.debit(r.rule, now), l
 		}

@@ -34,6 +34,10 @@ type node interface {
 	// agree writes this process's fingerprint under name and returns those that others
 	// wrote within the last two minutes.
 	agree(ctx context.Context, name, fingerprint string) (others []string, err error)
+	// beat sends a heartbeat and returns how many processes there are; beats is how many
+	// a replica knows of.
+	beat(ctx context.Context, name, member string) (int64, error)
+	beats(ctx context.Context, name string) (int64, error)
 	// load puts the scripts into the server's cache.
 	load(ctx context.Context) error
 	pool() *redis.PoolStats

@@ -37,6 +37,10 @@ type shard struct {
 	settling atomic.Bool
 	trying   atomic.Bool
 
+	counted atomic.Int64 // processes that share the ring, see instances.go; 0: unknown
+	heard   atomic.Int64 // what the last heartbeat was told
+	known   atomic.Bool  // the shard itself has told
+
 	resolving atomic.Bool
 	checking  atomic.Bool
 	metrics   *shardMetrics
@@ -363,6 +367,12 @@ func (s *shard) resolve(ctx context.Context) []view {
 	}
 	chosen, split := choosePrimary(current, views)
 	s.splitView = split
+	s.lag = 0
+	for i, v := range views {
+		if i != chosen && v.err == nil && !v.primary {
+			s.lag = max(s.lag, v.lag)
+		}
+	}
 	s.mu.Unlock()
 	if split {
 		s.ring.log.warn(s.id, "split", "two servers of the shard say they are the primary and neither follows from the other; staying with the present one. Make one a replica of the other",
@@ -372,6 +382,13 @@ func (s *shard) resolve(ctx context.Context) []view {
 		s.ring.log.warn(s.id, "promoted", "another server of the shard is the primary now", "shard", s.id, "primary", s.nodes[chosen].addr())
 	}
 	return views
+}
+
+// replicaLag is the longest time since a replica heard of its primary, as last said.
+func (s *shard) replicaLag() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lag
 }
 
 // choosePrimary says which server to take for the primary, given what each says, and
@@ -439,15 +456,12 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 	if clockErr == nil {
 		s.offset = server.Sub(before.Add(after.Sub(before) / 2))
 	}
-	s.lag = 0
-	for i, w := range views {
-		if i != current && w.err == nil && !w.primary {
-			s.lag = max(s.lag, w.lag)
-		}
-	}
 	s.up = clockErr == nil && s.breaker.closed.Load()
 	s.mu.Unlock()
 	if clockErr != nil {
+		if first {
+			s.countOnReplica(ctx, views)
+		}
 		return clockErr
 	}
 	if v.err != nil {
@@ -468,6 +482,7 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 		s.ring.log.warn(s.id, "fingerprint", "cannot compare configurations with other processes",
 			"shard", s.id, "error", err.Error())
 	}
+	s.beat(ctx, n)
 	s.catchUp()
 	if v.err == nil && v.tooOld() {
 		s.ring.log.warn(s.id, "version", "the server is too old; Redis 7.0 or Valkey 7.2 is needed", "shard", s.id, "version", v.version)
