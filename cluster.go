@@ -75,7 +75,7 @@ func clusterOptions(c Config, t *target, conf *tls.Config) *redis.ClusterOptions
 		ClusterStateReloadInterval: time.Second,
 		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
-	o.Dialer = dialerOf(c.Dialer, o.TLSConfig, c.OperationTimeout)
+	o.Dialer = dialerOf(c.Dialer, o.TLSConfig, c.OperationTimeout, newRefusals(c))
 	return o
 }
 

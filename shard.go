@@ -75,6 +75,7 @@ type nodeConfig struct {
 	dialer   dialer
 	tls      *tls.Config // for rediss://; nil: the system's roots
 	loaded   func()
+	gate     *refusals // shared by all servers of a shard
 }
 
 // newRedisNode connects to nothing yet. go-redis's defaults are meant for commands that
@@ -106,7 +107,7 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 			o.TLSConfig.ServerName = host
 		}
 	}
-	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout)
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout, c.gate)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -132,11 +133,11 @@ func (n *redisNode) setScripts(plain bool) {
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialerOf is the user's dialer, or go-redis's own, with TLS where that is wanted.
-func dialerOf(users dialer, conf *tls.Config, timeout time.Duration) dialer {
+func dialerOf(users dialer, conf *tls.Config, timeout time.Duration, gate *refusals) dialer {
 	if users != nil {
-		return failLater(withTLS(users, conf))
+		return failLater(gate.through(withTLS(users, conf)))
 	}
-	return failLater(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout}))
+	return failLater(gate.through(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout})))
 }
 
 // failLater turns a failed dial into a connection that fails when it is used. go-redis

@@ -65,6 +65,7 @@ func newShard(r *Ring, c ShardConfig, index int) (*shard, error) {
 		conf := nodeConfig{
 			timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
 			dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
+			gate: newRefusals(r.config),
 		}
 		if c.Client != nil {
 			s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
