@@ -49,9 +49,12 @@ const refreshPause = 200 * time.Millisecond
 func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterShards, error) {
 	k := &redisClusterShards{name: c.ID, ring: r, member: member}
 	o := clusterOptions(r.config, t, c.TLS)
-	k.rw = redis.NewClusterClient(o)
+	gate := newRefusals(r.config)
 	look := *o
+	o.Dialer = dialerOf(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout, gate, false)
+	k.rw = redis.NewClusterClient(o)
 	look.ReadOnly = true
+	look.Dialer = dialerOf(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout, gate, true)
 	k.ro = redis.NewClusterClient(&look)
 	// Until the cluster has been asked, one shard owns everything.
 	if err := k.add(); err != nil {
@@ -75,7 +78,6 @@ func clusterOptions(c Config, t *target, conf *tls.Config) *redis.ClusterOptions
 		ClusterStateReloadInterval: time.Second,
 		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
-	o.Dialer = dialerOf(c.Dialer, o.TLSConfig, c.OperationTimeout, newRefusals(c))
 	return o
 }
 

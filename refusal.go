@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,9 +25,12 @@ type refusals struct {
 
 	any atomic.Bool // whether there is one: all that a good connection looks at
 
-	mu sync.Mutex // guards by
-	by map[string]*lockout
+	mu sync.Mutex          // guards by
+	by map[string]*lockout // by address, and for those who say READONLY with that after it
 }
+
+// readonly marks what is refused only to connections that say READONLY.
+const readonly = " readonly"
 
 // lockout is how things stand with one address.
 type lockout struct {
@@ -104,19 +108,21 @@ func (g *refusals) accepted(addr string) {
 // through is the dialer, kept from servers that refuse us. A server says so while the
 // connection is made ready, which go-redis does, so the connections listen to the first
 // replies.
-func (g *refusals) through(dial dialer) dialer {
+func (g *refusals) through(dial dialer, reader bool) dialer {
 	if g == nil {
 		return dial
 	}
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		if err := g.leave(addr); err != nil {
-			return nil, err
+		for _, at := range placesOf(addr, reader) {
+			if err := g.leave(at); err != nil {
+				return nil, err
+			}
 		}
 		conn, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		heard := &hearing{Conn: conn, gate: g, addr: addr}
+		heard := &hearing{Conn: conn, gate: g, addr: addr, reader: reader}
 		if raw, ok := conn.(syscall.Conn); ok {
 			return rawHearing{heard, raw}, nil
 		}
@@ -124,13 +130,22 @@ func (g *refusals) through(dial dialer) dialer {
 	}
 }
 
+// placesOf are the names under which a connection may be refused.
+func placesOf(addr string, reader bool) []string {
+	if reader {
+		return []string{addr + readonly, addr}
+	}
+	return []string{addr}
+}
+
 // hearing is a connection that listens to what the server says.
 type hearing struct {
 	net.Conn
-	gate  *refusals
-	addr  string
-	reads int  // one reader at a time
-	cast  bool // the server has refused this connection
+	gate   *refusals
+	addr   string
+	reader bool // says READONLY
+	reads  int  // one reader at a time
+	cast   bool // the server has refused this connection
 }
 
 // rawHearing is one that go-redis can ask whether it is still alive.
@@ -153,10 +168,16 @@ func (c *hearing) Read(p []byte) (int, error) {
 	switch said := p[:n]; {
 	case c.reads <= readyAfter && refusalIn(said) != "":
 		c.cast = true
-		c.gate.refused(c.addr, refusalIn(said))
+		at, word := c.addr, refusalIn(said)
+		if strings.Contains(word, "'readonly'") {
+			at += readonly
+		}
+		c.gate.refused(at, word)
 	case c.reads > 1 && !c.cast && said[0] != '-':
 		// The first reply, to HELLO, says nothing of what follows.
-		c.gate.accepted(c.addr)
+		for _, at := range placesOf(c.addr, c.reader) {
+			c.gate.accepted(at)
+		}
 	}
 	return n, err
 }

@@ -132,7 +132,7 @@ func TestAServerThatRefusesUsIsTriedAtMost25TimesAMinute(t *testing.T) {
 				t.Errorf("no error of type %s was counted", c.kind)
 			}
 
-			user(rules + " +select")
+			user(rules + " +select +cluster|slots +readonly +asking")
 			mended := ring.clock()
 			for {
 				d, err := l.Allow(t.Context(), "k")

@@ -107,7 +107,7 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 			o.TLSConfig.ServerName = host
 		}
 	}
-	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout, c.gate)
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout, c.gate, false)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -133,11 +133,11 @@ func (n *redisNode) setScripts(plain bool) {
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialerOf is the user's dialer, or go-redis's own, with TLS where that is wanted.
-func dialerOf(users dialer, conf *tls.Config, timeout time.Duration, gate *refusals) dialer {
+func dialerOf(users dialer, conf *tls.Config, timeout time.Duration, gate *refusals, reader bool) dialer {
 	if users != nil {
-		return failLater(gate.through(withTLS(users, conf)))
+		return failLater(gate.through(withTLS(users, conf), reader))
 	}
-	return failLater(gate.through(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout})))
+	return failLater(gate.through(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout}), reader))
 }
 
 // failLater turns a failed dial into a connection that fails when it is used. go-redis
