@@ -18,7 +18,9 @@ func giveAll(t *testing.T, c *redistest.Cluster, slots []int, from, to *redistes
 	id, err := to.Client().Do(t.Context(), "cluster", "myid").Text()
 	aclMust(t, err)
 	aclMust(t, from.Client().FlushAll(t.Context()).Err())
-	for _, s := range c.Nodes() {
+	// Its word must weigh more than what is still on its way from the other.
+	aclMust(t, to.Client().Do(t.Context(), "cluster", "bumpepoch").Err())
+	for _, s := range append([]*redistest.Server{to, from}, c.Nodes()...) {
 		pipe := s.Client().Pipeline()
 		for _, slot := range slots {
 			pipe.Do(t.Context(), "cluster", "setslot", slot, "node", id)
@@ -26,8 +28,6 @@ func giveAll(t *testing.T, c *redistest.Cluster, slots []int, from, to *redistes
 		_, err := pipe.Exec(t.Context())
 		aclMust(t, err)
 	}
-	// So that its word weighs more than what is still said of the other.
-	aclMust(t, to.Client().Do(t.Context(), "cluster", "bumpepoch").Err())
 	aclMust(t, c.WaitReady(t.Context()))
 }
 
