@@ -128,16 +128,23 @@ const (
 	fateOpen    uint32 = iota
 	fateShared         // the ladder took it out of the share
 	fateCharged        // the primary charged it
+	fateEnded          // it did not, or nobody knows
 )
 
-// conclude notes one half. If both are true, the call was charged twice, and the local
-// half is taken back.
+// conclude notes one half. If the call was charged twice, the local half is taken back.
+// Until the other half is known nothing of the key is told: it could be that half.
 func (s *shard) conclude(r *request, half uint32) {
-	if other := r.fate.Swap(half); other == fateOpen || other == half {
+	other := s.ledger.conclude(r, half)
+	if other == fateOpen || half == fateShared && other != fateCharged {
 		return
 	}
-	now := s.ring.clock()
-	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost) })
+	if half != fateEnded {
+		now := s.ring.clock()
+		s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost) })
+	}
+	if half != fateShared && s.ledger.unhold(r.hash) {
+		s.catchUp()
+	}
 }
 
 // ledger are the keys of one shard that owe, or whose debit is on its way.
@@ -148,11 +155,42 @@ type ledger struct {
 	keys map[keyHash]*debt
 }
 
-// debt is what one key's shard is to be told. One of the two is true at least.
+// debt is what one key's shard is to be told.
 type debt struct {
 	of      *Limiter
 	owes    bool // the shard is to be told
 	telling bool // a debit is on its way
+	held    int  // calls that the primary may still turn out to have charged itself
+}
+
+// ready says whether a debit may go.
+func (d *debt) ready() bool { return d.owes && !d.telling && d.held == 0 }
+
+// conclude notes one half of a request's fate and returns the other. Of a call out of the
+// share that may turn out to be charged the key is held.
+func (g *ledger) conclude(r *request, half uint32) (other uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	other = r.fate.Swap(half)
+	if d := g.keys[r.hash]; half == fateShared && other == fateOpen && d != nil {
+		d.held++
+	}
+	return other
+}
+
+// unhold takes one hold off, and says whether a debit may go now.
+func (g *ledger) unhold(h keyHash) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil {
+		return false
+	}
+	if d.held = max(0, d.held-1); !d.owes && !d.telling && d.held == 0 {
+		delete(g.keys, h)
+		g.count.Store(int64(len(g.keys)))
+	}
+	return d.ready()
 }
 
 // add notes that a key owes.
@@ -176,7 +214,7 @@ func (g *ledger) standing(h keyHash) (pending, owes bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	d := g.keys[h]
-	return d != nil, d != nil && d.owes && !d.telling
+	return d != nil, d != nil && d.ready()
 }
 
 // begin notes that the debit of a key is on its way, if it owes and none is yet.
@@ -184,7 +222,7 @@ func (g *ledger) begin(h keyHash) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	d := g.keys[h]
-	if d == nil || d.telling || !d.owes {
+	if d == nil || !d.ready() {
 		return false
 	}
 	d.telling, d.owes = true, false
@@ -200,7 +238,7 @@ func (g *ledger) end(h keyHash) (owes bool) {
 	if d == nil {
 		return false
 	}
-	if d.telling = false; !d.owes {
+	if d.telling = false; !d.owes && d.held == 0 {
 		delete(g.keys, h)
 		g.count.Store(int64(len(g.keys)))
 	}
@@ -216,7 +254,7 @@ func (g *ledger) some(n int) map[keyHash]*Limiter {
 		if len(out) == n {
 			break
 		}
-		if d.owes && !d.telling {
+		if d.ready() {
 			out[h] = d.of
 		}
 	}

@@ -231,8 +231,11 @@ func (s *shard) lost(r *request, err error, late bool) {
 		if !errors.Is(err, errOpen) && classify(err).ran {
 			s.metrics.unknownCharge(r.cost * r.count)
 		}
+		s.conclude(r, fateEnded)
 	case late && r.status == statusDecided && r.granted > 0:
 		s.conclude(r, fateCharged)
+	case late:
+		s.conclude(r, fateEnded)
 	}
 }
 
