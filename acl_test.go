@@ -46,8 +46,8 @@ func sortedSet(lists ...[]string) []string {
 
 // roles are the least that a server must permit, by role.
 func roles(t *testing.T) (primary, reader aclRole) {
-	charge, look := commandsOf(t, redisScripts.charge), commandsOf(t, redisScripts.look)
-	primary = aclRole{"ringfence", "~rf:*", sortedSet(charge, look, primarySends)}
+	charge, look, beat := commandsOf(t, redisScripts.charge), commandsOf(t, redisScripts.look), commandsOf(t, redisScripts.beat)
+	primary = aclRole{"ringfence", "~rf:*", sortedSet(charge, look, beat, primarySends)}
 	reader = aclRole{"ringfence-reader", "%R~rf:*", sortedSet(look, readerSends)}
 	return primary, reader
 }

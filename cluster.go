@@ -49,9 +49,12 @@ const refreshPause = 200 * time.Millisecond
 func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterShards, error) {
 	k := &redisClusterShards{name: c.ID, ring: r, member: member}
 	o := clusterOptions(r.config, t, c.TLS)
-	k.rw = redis.NewClusterClient(o)
+	gate := newRefusals(r.config)
 	look := *o
+	o.Dialer = dialerOf(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout, gate, false)
+	k.rw = redis.NewClusterClient(o)
 	look.ReadOnly = true
+	look.Dialer = dialerOf(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout, gate, true)
 	k.ro = redis.NewClusterClient(&look)
 	// Until the cluster has been asked, one shard owns everything.
 	if err := k.add(); err != nil {
@@ -75,7 +78,6 @@ func clusterOptions(c Config, t *target, conf *tls.Config) *redis.ClusterOptions
 		ClusterStateReloadInterval: time.Second,
 		MaintNotificationsConfig:   &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
-	o.Dialer = dialerOf(c.Dialer, o.TLSConfig, c.OperationTimeout)
 	return o
 }
 
@@ -289,7 +291,7 @@ func slotKey(slot int) string { return slotKeys()[slot] }
 func (n *clusterNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
 	groups := map[int][]*request{}
 	for _, r := range reqs {
-		slot := slotOf(r.name[len(r.name)-keyHashChars-1 : len(r.name)-1])
+		slot := slotOf(tagOf(r.name))
 		groups[slot] = append(groups[slot], r)
 	}
 	cmds, of := make([]redis.Cmder, 0, len(groups)), make([][]*request, 0, len(groups))
@@ -344,8 +346,29 @@ func (n *clusterNode) send(ctx context.Context, cmds []redis.Cmder) {
 }
 
 func (n *clusterNode) charge(ctx context.Context, reqs []*request) error {
-	return n.run(ctx, "evalsha", "eval", n.scripts.charge, reqs)
+	if len(reqs) > 0 {
+		return n.run(ctx, "evalsha", "eval", n.scripts.charge, reqs)
+	}
+	slot := n.slot()
+	if slot < 0 {
+		return errNoSlots
+	}
+	// A cluster that is down refuses keys only, so the probe has one of a slot of the
+	// shard, asks for nothing and leaves nothing there.
+	r := newRequest(opCharge, probeRule(), keyHash{}, n.of.ring.space, 1)
+	defer func() { r.release(); r.release() }()
+	r.name, r.count = n.of.ring.space.tagged(r.name[:0], slotKey(slot)), 0
+	return n.run(ctx, "evalsha", "eval", n.scripts.charge, []*request{r})
 }
+
+// probeRule is any limit: nothing is asked of it.
+var probeRule = sync.OnceValue(func() *rule {
+	r, err := TokenBucket{Rate: 1, Per: time.Second, Burst: 1}.compile()
+	if err != nil {
+		panic(err)
+	}
+	return r
+})
 
 func (n *clusterNode) look(ctx context.Context, reqs []*request) error {
 	if len(reqs) > 0 {
@@ -369,7 +392,7 @@ func (n *clusterNode) reset(ctx context.Context, reqs []*request) error {
 
 func (n *clusterNode) info(ctx context.Context) (nodeInfo, error) {
 	if n.replica {
-		return nodeInfo{}, nil // the slots say who is master, not the servers
+		return n.replicaInfo(ctx)
 	}
 	one, err := n.server(ctx)
 	if err != nil {
@@ -380,6 +403,24 @@ func (n *clusterNode) info(ctx context.Context) (nodeInfo, error) {
 		return nodeInfo{}, err
 	}
 	return parseInfo(text), nil
+}
+
+// replicaInfo says how far a replica is behind. Whether it is one the slots say, and not
+// the servers.
+func (n *clusterNode) replicaInfo(ctx context.Context) (nodeInfo, error) {
+	slot := n.slot()
+	if slot < 0 {
+		return nodeInfo{}, errNoSlots
+	}
+	one, err := n.client.SlaveForKey(ctx, slotKey(slot))
+	if err != nil {
+		return nodeInfo{}, err
+	}
+	text, err := one.Info(ctx, "replication").Result()
+	if err != nil {
+		return nodeInfo{}, err
+	}
+	return nodeInfo{lag: parseInfo(text).lag}, nil
 }
 
 func (n *clusterNode) now(ctx context.Context) (time.Time, error) {

@@ -127,7 +127,9 @@ func (p *suitePlace) names(t testing.TB) []string {
 		suiteMust(t, err)
 		out = append(out, some...)
 	}
-	return slices.DeleteFunc(out, func(n string) bool { return strings.HasSuffix(n, ":{fingerprint}") })
+	return slices.DeleteFunc(out, func(n string) bool {
+		return strings.HasSuffix(n, ":{fingerprint}") || strings.HasSuffix(n, ":{instances}")
+	})
 }
 
 // onEachPlace runs a test on real servers and on embedded ones.

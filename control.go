@@ -15,6 +15,9 @@ type ShardStats struct {
 	SplitBrain bool
 	// ConfigMismatch says that another process uses another HashKey or ring on it.
 	ConfigMismatch bool
+	// Instances is the number by which shares of its keys are divided: Config.Instances,
+	// or the processes counted when the shard was last asked.
+	Instances int
 	// Primary is the address of the server taken for the primary.
 	Primary string
 	// InFlight is the number of operations under way, Queued that of calls waiting.
@@ -32,7 +35,7 @@ func (r *Ring) Stats() []ShardStats {
 	out := make([]ShardStats, len(shards))
 	for i, s := range shards {
 		out[i] = ShardStats{
-			ID: s.id, Share: r.share(s), Primary: s.nodes[s.primary.Load()].addr(),
+			ID: s.id, Share: r.share(s), Instances: s.instances(), Primary: s.nodes[s.primary.Load()].addr(),
 			InFlight: s.inFlight(), Queued: int(s.charges.waiting.Load()), Breaker: s.breaker.stats(),
 		}
 		if p := s.policy.Load(); p != noPolicy {

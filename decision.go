@@ -15,7 +15,7 @@ const (
 	// SourceReplica: this process, out of its share of what a replica said was
 	// left when the primary went away.
 	SourceReplica
-	// SourceLocal: this process alone, on limit / Config.Instances ([PolicyLocal]).
+	// SourceLocal: this process alone, on its part of the limit ([PolicyLocal]).
 	SourceLocal
 	// SourcePolicy: nobody knew; [PolicyOpen] admitted or [PolicyClosed] denied.
 	SourcePolicy
@@ -36,7 +36,8 @@ const (
 	// CauseBreaker: the shard's circuit breaker was open (or forced open).
 	CauseBreaker
 	// CauseBudget: the primary did not answer within the budget, or its oldest
-	// operation in flight was already older than that.
+	// operation in flight was already older than that; or what the key's share admitted
+	// while the primary was away was still on its way there.
 	CauseBudget
 	// CauseError: the operation failed, or could not be queued.
 	CauseError
@@ -87,6 +88,12 @@ type Decision struct {
 	Source Source
 	// Shard is the id of the shard that owns the key.
 	Shard string
+	// Age is how old the information behind the decision is: 0 from the primary, and 0
+	// from a policy or a local count, which rest on none. Out of a share it is how long
+	// ago the replica was asked, and by how long that lagged behind its primary then: a
+	// replica that had last heard of its primary 1 s before it was asked, 2 s ago, makes
+	// it 3 s. A replica says its lag in whole seconds, at check-ups and probes.
+	Age time.Duration
 	// Cause says why the primary did not answer; CauseNone when it did.
 	Cause Cause
 }

@@ -170,8 +170,8 @@ type dispatcher struct {
 	lost func(r *request, err error, late bool)
 	// told hears of each request with a debit, what became of it.
 	told func(r *request, err error)
-	// verdict turns the error of an operation into what the breaker is told.
-	verdict func(err error) error
+	// verdict turns the end of an operation into what the breaker is told.
+	verdict func(kind opKind, err error) error
 }
 
 type dispatchConfig struct {
@@ -340,11 +340,13 @@ func (d *dispatcher) work(began *atomic.Int64) {
 			d.waiting.Add(-1)
 			switch {
 			case !r.stage.CompareAndSwap(stageQueued, stageSent):
+				d.settle(r, errBudget)
 				r.release()
 			case r.due < soonest:
 				// Sent now it would be charged, and answered when its caller has left. Of
 				// more callers than a shard can serve, those at the head of the queue are
 				// always about to leave: serving them would be serving nobody.
+				d.settle(r, errBudget)
 				r.answer(errBudget)
 				r.release()
 				doubted = true
@@ -402,7 +404,7 @@ func (d *dispatcher) run(kind opKind, batch []*request, began *atomic.Int64) {
 	if err == nil {
 		d.learn(int64(took))
 	}
-	op.end(d.verdict(err))
+	op.end(d.verdict(kind, err))
 	d.finish(batch, err)
 }
 

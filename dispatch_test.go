@@ -67,7 +67,7 @@ func newDispatchBench(t *testing.T, c dispatchConfig) *dispatchBench {
 		}, nil
 	}
 	b.ended = func(opKind, int, time.Duration, error) {}
-	b.verdict = func(err error) error { return err }
+	b.verdict = func(_ opKind, err error) error { return err }
 	b.dispatcher.lost = func(r *request, err error, late bool) {
 		b.mu.Lock()
 		defer b.mu.Unlock()

@@ -31,11 +31,12 @@
 //
 // The answer comes from a ladder: a replica that has been promoted answers as primary;
 // otherwise a replica is asked once per key what is left, and this process admits its
-// share of that, (limit - used) / Config.Instances, counting in its own memory; otherwise
+// share of that, (limit - used) / processes, counting in its own memory; otherwise
 // the failure policy answers: PolicyOpen (default), PolicyClosed or PolicyLocal. What was
 // admitted out of shares is told to the shard when its primary answers again. While a
-// shard is away, then, a limit holds as well as Config.Instances is right; under
-// PolicyOpen with no replica it does not hold at all, and Decision.Source says so.
+// shard is away, then, a limit holds as well as the number of processes is right
+// (Config.Instances, or counted by heartbeats); under PolicyOpen with no replica it does
+// not hold at all, and Decision.Source says so.
 //
 // Keys never move because of a fault. The type Ring of go-redis has the same name and
 // does the opposite: it hands a failed shard's keys to its neighbours, which starts every

@@ -66,6 +66,9 @@ func open(t *testing.T, c ringfence.Config) *ringfence.Ring {
 	if c.Logger == nil {
 		c.Logger = quiet
 	}
+	if c.Instances == 0 { // tests open further rings to prepare a fault
+		c.Instances = 1
+	}
 	ring, err := ringfence.Open(t.Context(), c)
 	must(t, err)
 	t.Cleanup(func() { closeInTime(t, ring) })

@@ -1,9 +1,11 @@
 package ringfence_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -543,7 +545,28 @@ func TestRingfenceNeverPromotesAndUsesAReplicaThatWasPromotedByHand(t *testing.T
 
 func TestTwoPrimariesThatKnowNothingOfEachOtherAreReportedAndTheConfiguredOneStays(t *testing.T) {
 	a, b := redistest.Start(t, redistest.Options{}), redistest.Start(t, redistest.Options{})
-	ring := open(t, ringfence.Config{Shards: []ringfence.ShardConfig{{ID: "a", Primary: a.URL(), Replicas: []string{b.URL()}}}, Budget: patient})
+	var lines bytes.Buffer
+	registry := prometheus.NewRegistry()
+	ring := open(t, ringfence.Config{
+		Shards: []ringfence.ShardConfig{{ID: "a", Primary: a.URL(), Replicas: []string{b.URL()}}}, Budget: patient,
+		Logger: slog.New(slog.NewTextHandler(&lines, nil)), Registerer: registry,
+	})
+	if text := lines.String(); !strings.Contains(text, "level=WARN") || !strings.Contains(text, "two servers of the shard say they are the primary") {
+		t.Errorf("no warning:\n%s", text)
+	}
+	split := func() float64 {
+		families, err := registry.Gather()
+		must(t, err)
+		for _, f := range families {
+			if f.GetName() == "ratelimiter_shard_split_brain" {
+				return f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		return -1
+	}
+	if split() != 1 {
+		t.Errorf("the gauge shows %v", split())
+	}
 	l := limiter(t, ring, hundredAMinute)
 	told := newAnswers(t)
 	told.allow(l, "user")
@@ -552,6 +575,12 @@ func TestTwoPrimariesThatKnowNothingOfEachOtherAreReportedAndTheConfiguredOneSta
 	}
 	if told.count("allowed", "primary") != 1 || used(t, a, l) != 1 {
 		t.Errorf("the configured primary does not decide: %s", told)
+	}
+	// Made one, as the warning says.
+	must(t, b.ReplicaOf(t.Context(), a))
+	eventually(t, 20*time.Second, "nothing is split any more", func() bool { return !ring.Stats()[0].SplitBrain && split() == 0 })
+	if st := ring.Stats()[0]; st.Primary != a.Addr() {
+		t.Errorf("the primary is %s", st.Primary)
 	}
 }
 
@@ -603,6 +632,66 @@ func TestAChargeWhoseReplyIsLostIsNeverSentAgainAndIsCounted(t *testing.T) {
 	}
 	if n := metric(t, registry, "unknown_charges_total"); n != rounds {
 		t.Errorf("%.0f charges of unknown fate were counted, want %d", n, rounds)
+	}
+}
+
+// The caller left and was answered out of the share, and then the reply came: the primary
+// has charged the call. It is not counted here as well, and not told to the primary again.
+func TestALateReplyCorrectsTheLocalCount(t *testing.T) {
+	for _, limit := range []ringfence.Limit{hundredAMinute, ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 100}} {
+		t.Run(fmt.Sprintf("%T", limit), func(t *testing.T) {
+			s := startPair(t)
+			far := startProxy(t, s.primary)
+			registry := prometheus.NewRegistry()
+			ring := open(t, ringfence.Config{
+				Shards:     []ringfence.ShardConfig{{ID: "a", Primary: "redis://" + far.Addr(), Replicas: []string{s.replica.URL()}}},
+				Registerer: registry, Policy: ringfence.PolicyClosed, Budget: patient, OperationTimeout: 10 * time.Second,
+				Breaker: ringfence.BreakerConfig{Failures: 1000},
+			})
+			l := limiter(t, ring, limit)
+			eventually(t, 5*time.Second, "connected", func() bool { return exact(t, l, "user") })
+			left := func() int64 {
+				d, err := l.Peek(t.Context(), "user")
+				must(t, err)
+				if d.Source != ringfence.SourcePrimary {
+					return -1
+				}
+				return d.Remaining
+			}
+			const rounds = 3
+			for i := range rounds {
+				far.SetDelay(2 * patient)
+				d, err := l.Allow(t.Context(), "user")
+				must(t, err)
+				if !d.Allowed || d.Source != ringfence.SourceReplica || d.Cause != ringfence.CauseBudget {
+					t.Fatalf("%+v, want it out of the share", d)
+				}
+				eventually(t, 10*time.Second, "the reply has come", func() bool { return ring.Stats()[0].InFlight == 0 })
+				far.SetDelay(0)
+				want := int64(100 - i - 1)
+				eventually(t, 10*time.Second, "the primary decides again", func() bool { return left() >= 0 })
+				if got := left(); got != want {
+					t.Fatalf("%d are left after %d calls, want %d", got, i+1, want)
+				}
+				s.sync(t)
+			}
+			if n := metric(t, registry, "settled_charges_total") + metric(t, registry, "settle_lost_total"); n != 0 {
+				t.Errorf("%.0f units were told that the primary had charged itself", n)
+			}
+			// And not kept here either: the share begins with what is left.
+			must(t, ring.ForceBreaker("a", ringfence.BreakerForcedOpen))
+			admitted := 0
+			for range 200 {
+				d, err := l.Allow(t.Context(), "user")
+				must(t, err)
+				if d.Allowed {
+					admitted++
+				}
+			}
+			if admitted != 100-rounds {
+				t.Errorf("%d admitted out of the share, want the %d that are left", admitted, 100-rounds)
+			}
+		})
 	}
 }
 

@@ -3,6 +3,7 @@ package ringfence
 import (
 	"context"
 	"encoding/binary"
+	"math"
 	"time"
 
 	"github.com/dchest/siphash"
@@ -141,24 +142,30 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 	return d, modeReplica, ok
 }
 
+// anyEpoch is for a share that goes on although the primary has answered since.
+const anyEpoch = math.MaxUint64
+
 // decideShare decides out of the share if there is one of this epoch, or makes it from
 // what a replica said.
 func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said *state, epoch uint64) (d Decision, ok bool) {
-	now := s.ring.clock()
+	now, lag := s.ring.clock(), time.Duration(0)
+	if said != nil {
+		lag = s.replicaLag()
+	}
 	owes := false
 	s.ring.local.with(h, l.rule, l.keys.k0, now, func(e *localEntry) {
 		// What was said of one of the keys that share an entry does not hold for the next.
-		stale := !e.seeded || e.epoch != epoch || e.shared
+		stale := !e.seeded || e.shared || (e.epoch != epoch && epoch != anyEpoch)
 		if said == nil && stale {
 			return
 		}
 		draw := s.ring.draw(h)
 		if said != nil && stale {
-			e.reseed(l.rule, now, s.ring.config.Instances, draw, *said)
-			e.epoch = epoch
+			e.reseed(l.rule, now, s.instances(), draw, *said)
+			e.epoch, e.asOf = epoch, now-int64(lag)
 		}
 		d, ok = s.take(l, e, now, cost, draw, charge), true
-		d.Source = SourceReplica
+		d.Source, d.Age = SourceReplica, roundUp(now-e.asOf)
 		if charge && d.Allowed {
 			if owes = !e.shared; !owes { // whose it is cannot be told apart later
 				s.metrics.settleLost(cost)
@@ -173,7 +180,7 @@ func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said
 
 // take turns an answer of the local count into a Decision.
 func (s *shard) take(l *Limiter, e *localEntry, now, cost int64, draw uint64, charge bool) Decision {
-	allowed, left, retry, reset := e.take(l.rule, now, cost, s.ring.config.Instances, draw, charge)
+	allowed, left, retry, reset := e.take(l.rule, now, cost, s.instances(), draw, charge)
 	d := Decision{Allowed: allowed, Limit: l.rule.capacity, Remaining: left, ResetAfter: roundUp(reset)}
 	if !allowed {
 		d.RetryAfter = roundUp(retry)

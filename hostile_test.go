@@ -89,7 +89,7 @@ func threeShards(t *testing.T, lines *sink, registry *prometheus.Registry, hashK
 	return ring, servers
 }
 
-var storedName = regexp.MustCompile(`^rf:1:\{([A-Za-z0-9_-]{22}|fingerprint)\}$`)
+var storedName = regexp.MustCompile(`^rf:1:\{([A-Za-z0-9_-]{22}|fingerprint|instances)\}$`)
 
 func TestHostileIDsNeitherCollideNorFailNorShowUpAnywhere(t *testing.T) {
 	lines, registry := &sink{}, prometheus.NewRegistry()
@@ -145,7 +145,7 @@ func TestHostileIDsNeitherCollideNorFailNorShowUpAnywhere(t *testing.T) {
 			if !storedName.MatchString(name) {
 				t.Errorf("a key has the name %q", name)
 			}
-			if !strings.Contains(name, "fingerprint") {
+			if !strings.HasSuffix(name, "{fingerprint}") && !strings.HasSuffix(name, "{instances}") {
 				keys++
 			}
 		}

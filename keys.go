@@ -1,6 +1,7 @@
 package ringfence
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"unsafe"
@@ -71,6 +72,17 @@ func (s keySpace) append(b []byte, h keyHash) []byte {
 	return append(b, '}')
 }
 
+// tagged appends the name of the key with this text between the braces to b.
+func (s keySpace) tagged(b []byte, tag string) []byte {
+	return append(append(append(b, s.head...), tag...), '}')
+}
+
+// tagOf is what a Redis Cluster hashes of a name.
+func tagOf(name []byte) []byte { return name[bytes.IndexByte(name, '{')+1 : len(name)-1] }
+
 // fingerprint is the name of the key under which a shard keeps the fingerprint of the
 // configuration that its users share.
 func (s keySpace) fingerprint() string { return s.head + "fingerprint}" }
+
+// instances is the name of the key under which a shard keeps the heartbeats.
+func (s keySpace) instances() string { return s.head + "instances}" }

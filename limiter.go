@@ -219,8 +219,12 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		return d, CauseBreaker, nil, nil
 	}
 	r := newRequest(kind, l.rule, h, l.ring.space, cost)
-	if kind == opCharge && s.owing() {
-		s.attach(r, l)
+	if s.owing() {
+		if d, ok := s.untold(l, r); ok {
+			r.release()
+			r.release()
+			return d, CauseNone, nil, nil
+		}
 	}
 	if err := s.charges.send(r, deadline); err != nil {
 		s.charges.settle(r, err)
@@ -334,8 +338,8 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		l.refuse(nil, err, len(reqs), start)
 		return nil, err
 	}
-	entries := l.sendMany(reqs, start, deadline)
 	out := make([]Decision, len(reqs))
+	entries := l.sendMany(reqs, out, start, deadline)
 	var ended error
 	for i := range entries {
 		e := &entries[i]
@@ -464,8 +468,8 @@ func sendChains(all []*chains, entries []manyEntry, deadline func(*shard) int64)
 	}
 }
 
-// sendMany queues the entries.
-func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
+// sendMany queues the entries, but those that it answers in out.
+func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64) []manyEntry {
 	entries := make([]manyEntry, len(reqs))
 	for i, q := range reqs {
 		e := &entries[i]
@@ -477,7 +481,11 @@ func (l *Limiter) sendMany(reqs []Request, start, deadline int64) []manyEntry {
 		}
 		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
 		if e.shard.owing() {
-			e.shard.attach(e.req, l)
+			if d, ok := e.shard.untold(l, e.req); ok {
+				e.req.release()
+				e.req.release()
+				e.req, out[i] = nil, d
+			}
 		}
 	}
 	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,

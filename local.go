@@ -37,6 +37,7 @@ type localState struct {
 	// replica knew to be missing is made up for; what lies between was admitted here.
 	full, known int64
 	told        int64 // of the deficit that was admitted here, sent to the shard since
+	instances   int   // of which this is one: what ns are worth depends on it
 	// slices are, for a log, what was admitted in each 64th of a window, oldest first.
 	slices []localSlice
 	live   int64
@@ -58,25 +59,36 @@ const slicesPerWindow = 64
 func bucketCost(r *rule, units int64, instances int) int64 {
 	hi, lo := bits.Mul64(uint64(units), uint64(r.p))
 	if hi > 0 {
-		return math.MaxInt64 / 4
+		return maxNs
 	}
 	hi, lo = bits.Mul64(lo, uint64(instances)*1000)
 	if hi >= uint64(r.n) {
-		return math.MaxInt64 / 4
+		return maxNs
 	}
 	q, rem := bits.Div64(hi, lo, uint64(r.n))
 	if rem > 0 {
 		q++
 	}
-	if q > math.MaxInt64/4 {
-		return math.MaxInt64 / 4
+	return int64(min(q, maxNs))
+}
+
+// maxNs is where durations saturate: a few of them can be added up.
+const maxNs = math.MaxInt64 / 4
+
+// divideBy makes the count one among so many instances. What a bucket admitted before is
+// kept in units, which are worth more ns the more instances there are.
+func (s *localState) divideBy(instances int, now int64) {
+	if own := s.full - max(now, s.known); own > 0 {
+		s.full += rescale(own, s.instances, instances) - own
 	}
-	return int64(q)
+	s.told = rescale(s.told, s.instances, instances)
+	s.instances = instances
 }
 
 // reseed starts from what a replica says now. What was admitted here before and may not
 // be known to the replica stays counted.
 func (s *localState) reseed(r *rule, now int64, instances int, draw uint64, from state) {
+	s.divideBy(instances, now)
 	left := divide(r.remaining(from), instances, draw)
 	if r.algo == algoSlidingLog {
 		s.seed = seed{share: left, until: now + from.c*1000}
@@ -92,10 +104,15 @@ func (s *localState) reseed(r *rule, now int64, instances int, draw uint64, from
 	s.seeded = true
 }
 
-// take decides one call out of the share. It returns what is left of the share, and the
+// take decides one call out of the share. A changed number of instances takes effect with
+// the next share, or when this one is whole again. It returns what is left of the share, and the
 // ns until the call would fit when it does not (0 if it never will), and until the
 // share is whole.
 func (s *localState) take(r *rule, now, cost int64, instances int, draw uint64, charge bool) (ok bool, left, retry, reset int64) {
+	if s.instances == 0 || s.idle(r, now) {
+		s.divideBy(instances, now)
+	}
+	instances = s.instances
 	whole := divide(r.capacity, instances, draw)
 	if r.algo == algoSlidingLog {
 		return s.takeLog(r, now, cost, whole, charge)
@@ -197,6 +214,7 @@ type localEntry struct {
 	rule *rule
 	localState
 	epoch  uint64 // the shard's when it was seeded
+	asOf   int64  // the instant of which that told
 	shared bool   // by keys beyond the bound
 }
 

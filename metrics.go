@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 
@@ -60,29 +61,17 @@ var latencyBuckets = []float64{
 
 // metrics are the metrics of one ring, and its collector. A nil *metrics keeps none.
 type metrics struct {
-	ring   *Ring // for what is read at scrape time; set before registration
-	labels prometheus.Labels
-	static []prometheus.Collector
-	descs  map[string]*prometheus.Desc
+	ring  *Ring // for what is read at scrape time; set before registration
+	descs map[string]*prometheus.Desc
+	vecs
+	none *shardVecs // of no shard: what misuse costs
 
 	decisions     *prometheus.CounterVec
-	latency       *prometheus.HistogramVec
-	commands      *prometheus.HistogramVec
-	redisErrors   *prometheus.CounterVec
-	transitions   *prometheus.CounterVec
-	rejections    *prometheus.CounterVec
-	probes        *prometheus.CounterVec
-	fallbacks     *prometheus.CounterVec
-	unknown       *prometheus.CounterVec
-	settled       *prometheus.CounterVec
-	settleLost    *prometheus.CounterVec
 	requested     *prometheus.CounterVec
 	granted       *prometheus.CounterVec
 	nearLimit     *prometheus.CounterVec
 	capacity      *prometheus.GaugeVec
 	window        *prometheus.GaugeVec
-	batches       *prometheus.HistogramVec
-	scriptLoads   *prometheus.CounterVec
 	sloEvents     *prometheus.CounterVec
 	sloBad        *prometheus.CounterVec
 	latencyLimit  time.Duration
@@ -93,6 +82,32 @@ type metrics struct {
 	mu    sync.Mutex // guards the following
 	pools map[node]poolWaits
 	waits map[*shard][2]poolWaits // by role: primary, replica
+}
+
+// vecs are families of series that are collected together.
+type vecs struct {
+	labels prometheus.Labels
+	all    []prometheus.Collector
+}
+
+// shardVecs are one shard's part of the families with the label shard_id. Every shard has
+// its own, so that the series of a master of a Cluster that owns no slots any more are not
+// collected, and go on from where they were should it own some again.
+type shardVecs struct {
+	vecs
+
+	latency     *prometheus.HistogramVec
+	commands    *prometheus.HistogramVec
+	redisErrors *prometheus.CounterVec
+	transitions *prometheus.CounterVec
+	rejections  *prometheus.CounterVec
+	probes      *prometheus.CounterVec
+	fallbacks   *prometheus.CounterVec
+	unknown     *prometheus.CounterVec
+	settled     *prometheus.CounterVec
+	settleLost  *prometheus.CounterVec
+	batches     *prometheus.HistogramVec
+	scriptLoads *prometheus.CounterVec
 }
 
 // poolWaits is what a pool has counted since it was made.
@@ -169,24 +184,13 @@ func newMetrics(c Config) *metrics {
 	if c.Name != "" {
 		m.labels = prometheus.Labels{"ring": c.Name}
 	}
+	m.none = m.newShardVecs()
 	m.decisions = m.counter("decisions_total", "limit", "outcome", "source")
-	m.latency = m.histogram("request_latency_seconds", latencyBuckets, "shard_id", "outcome")
-	m.commands = m.histogram("redis_command_duration_seconds", latencyBuckets, "shard_id", "command")
-	m.redisErrors = m.counter("redis_errors_total", "shard_id", "error_type")
-	m.transitions = m.counter("circuit_transitions_total", "shard_id", "from", "to")
-	m.rejections = m.counter("circuit_rejections_total", "shard_id")
-	m.probes = m.counter("circuit_probes_total", "shard_id", "result")
-	m.fallbacks = m.counter("fallback_decisions_total", "shard_id", "mode", "reason")
-	m.unknown = m.counter("unknown_charges_total", "shard_id")
-	m.settled = m.counter("settled_charges_total", "shard_id")
-	m.settleLost = m.counter("settle_lost_total", "shard_id")
 	m.requested = m.counter("tokens_requested_total", "limit")
 	m.granted = m.counter("tokens_granted_total", "limit")
 	m.nearLimit = m.counter("near_limit_total", "limit")
 	m.capacity = m.gauge("limit_capacity", "limit")
 	m.window = m.gauge("limit_window_seconds", "limit")
-	m.batches = m.histogram("batch_entries", []float64{1, 2, 4, 8, 16, 32, 64, 128, 256}, "shard_id")
-	m.scriptLoads = m.counter("script_loads_total", "shard_id")
 	m.sloEvents = m.counter("slo_events_total", "slo_name")
 	m.sloBad = m.counter("error_budget_consumed_total", "slo_name")
 	for name, labels := range liveMetrics {
@@ -195,31 +199,48 @@ func newMetrics(c Config) *metrics {
 	m.availability = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloAvailability), m.sloBad.WithLabelValues(sloAvailability)}
 	m.latencyEvents = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloLatency), m.sloBad.WithLabelValues(sloLatency)}
 	for o := range outcomes {
-		m.misuseLatency[o] = m.latency.WithLabelValues("", outcomeNames[o])
+		m.misuseLatency[o] = m.none.latency.WithLabelValues("", outcomeNames[o])
 	}
 	return m
 }
 
-func (m *metrics) counter(name string, labels ...string) *prometheus.CounterVec {
+func (m *metrics) newShardVecs() *shardVecs {
+	v := &shardVecs{vecs: vecs{labels: m.labels}}
+	v.latency = v.histogram("request_latency_seconds", latencyBuckets, "shard_id", "outcome")
+	v.commands = v.histogram("redis_command_duration_seconds", latencyBuckets, "shard_id", "command")
+	v.redisErrors = v.counter("redis_errors_total", "shard_id", "error_type")
+	v.transitions = v.counter("circuit_transitions_total", "shard_id", "from", "to")
+	v.rejections = v.counter("circuit_rejections_total", "shard_id")
+	v.probes = v.counter("circuit_probes_total", "shard_id", "result")
+	v.fallbacks = v.counter("fallback_decisions_total", "shard_id", "mode", "reason")
+	v.unknown = v.counter("unknown_charges_total", "shard_id")
+	v.settled = v.counter("settled_charges_total", "shard_id")
+	v.settleLost = v.counter("settle_lost_total", "shard_id")
+	v.batches = v.histogram("batch_entries", []float64{1, 2, 4, 8, 16, 32, 64, 128, 256}, "shard_id")
+	v.scriptLoads = v.counter("script_loads_total", "shard_id")
+	return v
+}
+
+func (f *vecs) counter(name string, labels ...string) *prometheus.CounterVec {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels}, labels)
-	m.static = append(m.static, v)
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: f.labels}, labels)
+	f.all = append(f.all, v)
 	return v
 }
 
-func (m *metrics) gauge(name string, labels ...string) *prometheus.GaugeVec {
+func (f *vecs) gauge(name string, labels ...string) *prometheus.GaugeVec {
 	v := prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels}, labels)
-	m.static = append(m.static, v)
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: f.labels}, labels)
+	f.all = append(f.all, v)
 	return v
 }
 
-func (m *metrics) histogram(name string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+func (f *vecs) histogram(name string, buckets []float64, labels ...string) *prometheus.HistogramVec {
 	v := prometheus.NewHistogramVec(prometheus.HistogramOpts{
-		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: m.labels, Buckets: buckets,
+		Namespace: namespace, Name: name, Help: metricHelp[name], ConstLabels: f.labels, Buckets: buckets,
 		NativeHistogramBucketFactor: 1.1, NativeHistogramMaxBucketNumber: 160,
 	}, labels)
-	m.static = append(m.static, v)
+	f.all = append(f.all, v)
 	return v
 }
 
@@ -238,7 +259,7 @@ func (m *metrics) register(r prometheus.Registerer) error {
 
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, c := range m.static {
+	for _, c := range slices.Concat(m.all, m.none.all) {
 		c.Describe(ch)
 	}
 	for _, d := range m.descs {
@@ -248,7 +269,12 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	for _, c := range m.static {
+	shards := m.ring.all()
+	parts := [][]prometheus.Collector{m.all, m.none.all}
+	for _, s := range shards {
+		parts = append(parts, s.metrics.all)
+	}
+	for _, c := range slices.Concat(parts...) {
 		c.Collect(ch)
 	}
 	emit := func(name string, kind prometheus.ValueType, v float64, labels ...string) {
@@ -256,7 +282,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge := func(name string, v float64, labels ...string) { emit(name, prometheus.GaugeValue, v, labels...) }
 	var states [3]int
-	for _, s := range m.ring.all() {
+	for _, s := range shards {
 		state := s.breaker.stats().State
 		states[state]++
 		gauge("circuit_state", float64(state), s.id)
@@ -349,6 +375,7 @@ func buildVersion() (version, revision string) {
 
 // shardMetrics are the metrics of one shard, bound to its label. A nil one keeps none.
 type shardMetrics struct {
+	all         []prometheus.Collector
 	latency     [outcomes]prometheus.Observer
 	commands    [2]prometheus.Observer // charge, look
 	errors      map[*errorType]prometheus.Counter
@@ -367,33 +394,35 @@ func (m *metrics) forShard(id string) *shardMetrics {
 	if m == nil {
 		return nil
 	}
+	v := m.newShardVecs()
 	s := &shardMetrics{
-		commands:   [2]prometheus.Observer{m.commands.WithLabelValues(id, "charge"), m.commands.WithLabelValues(id, "look")},
+		all:        v.all,
+		commands:   [2]prometheus.Observer{v.commands.WithLabelValues(id, "charge"), v.commands.WithLabelValues(id, "look")},
 		errors:     map[*errorType]prometheus.Counter{},
-		rejections: m.rejections.WithLabelValues(id),
-		probes:     [2]prometheus.Counter{m.probes.WithLabelValues(id, "ok"), m.probes.WithLabelValues(id, "failed")},
-		unknown:    m.unknown.WithLabelValues(id),
-		paid:       m.settled.WithLabelValues(id),
-		unpaid:     m.settleLost.WithLabelValues(id),
-		batches:    m.batches.WithLabelValues(id),
-		loads:      m.scriptLoads.WithLabelValues(id),
+		rejections: v.rejections.WithLabelValues(id),
+		probes:     [2]prometheus.Counter{v.probes.WithLabelValues(id, "ok"), v.probes.WithLabelValues(id, "failed")},
+		unknown:    v.unknown.WithLabelValues(id),
+		paid:       v.settled.WithLabelValues(id),
+		unpaid:     v.settleLost.WithLabelValues(id),
+		batches:    v.batches.WithLabelValues(id),
+		loads:      v.scriptLoads.WithLabelValues(id),
 	}
 	for o := range outcomes {
-		s.latency[o] = m.latency.WithLabelValues(id, outcomeNames[o])
+		s.latency[o] = v.latency.WithLabelValues(id, outcomeNames[o])
 	}
 	for _, t := range append([]*errorType{typeBroken}, errorTypes...) {
-		s.errors[t] = m.redisErrors.WithLabelValues(id, t.name)
+		s.errors[t] = v.redisErrors.WithLabelValues(id, t.name)
 	}
 	for from := BreakerClosed; from <= BreakerHalfOpen; from++ {
 		for to := BreakerClosed; to <= BreakerHalfOpen; to++ {
 			if from != to {
-				s.transitions[from][to] = m.transitions.WithLabelValues(id, from.String(), to.String())
+				s.transitions[from][to] = v.transitions.WithLabelValues(id, from.String(), to.String())
 			}
 		}
 	}
 	for mode := range fallbackModes {
 		for cause := CauseBreaker; cause <= CauseCorrupt; cause++ {
-			s.fallbacks[mode][cause] = m.fallbacks.WithLabelValues(id, fallbackModeNames[mode], cause.String())
+			s.fallbacks[mode][cause] = v.fallbacks.WithLabelValues(id, fallbackModeNames[mode], cause.String())
 		}
 	}
 	return s

@@ -358,6 +358,15 @@ func TestNoErrorAndNoLogLineShowsCredentials(t *testing.T) {
 		"redis:/alice:s3cret@127.0.0.1",
 		"http://alice:s3cret@127.0.0.1",
 		"redis://alice:s3cret@@127.0.0.1#s3cret",
+		"redis+cluster://alice:s3cret@" + s.Addr(),
+		"redis+cluster://alice:s3cret@127.0.0.1:1,127.0.0.1:2",
+		"redis+cluster://alice:s3cret@127.0.0.1:port",
+		"redis+cluster://alice:s3cret%@127.0.0.1",
+		"redis+cluster://alice:s3cret@127.0.0.1/s3cret",
+		"redis+sentinel://alice:s3cret@127.0.0.1:1/s",
+		"redis+sentinel://alice:s3cret@127.0.0.1:1",
+		"redis+sentinel://alice:s3cret@127.0.0.1:1/m/s3cret",
+		"rediss+sentinel://alice:s3cret@" + s.Addr() + "/m",
 	} {
 		var log bytes.Buffer
 		for i, c := range []ringfence.ShardConfig{

@@ -31,6 +31,7 @@ type Ring struct {
 	log         *events
 	local       *localTable
 	began       time.Time
+	lastCount   atomic.Int64 // see instances.go
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -172,7 +173,7 @@ func (r *Ring) checkShards(ctx context.Context, first bool) error {
 	}
 	shards := r.all()
 	results := make(chan result, len(shards))
-	errs := make([]error, len(shards))
+	errs, asked := make([]error, len(shards)), make([]bool, len(shards))
 	pending := 0
 	for i, s := range shards {
 		if (!first && !s.breaker.closed.Load()) || !s.checking.CompareAndSwap(false, true) {
@@ -182,6 +183,7 @@ func (r *Ring) checkShards(ctx context.Context, first bool) error {
 			break
 		}
 		pending++
+		asked[i] = true
 		errs[i] = fmt.Errorf("shard %s: %w", s.id, errCheckup)
 		go func() {
 			defer r.leave()
@@ -205,6 +207,7 @@ func (r *Ring) checkShards(ctx context.Context, first bool) error {
 			pending = 0
 		}
 	}
+	r.count(shards, func(i int) bool { return asked[i] && errs[i] == nil })
 	for i, err := range errs {
 		if s := shards[i]; err != nil {
 			r.log.warn(s.id, "checkup", "a shard does not answer its check-up", "shard", s.id, "error", err.Error())

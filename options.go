@@ -49,7 +49,7 @@ const (
 	// PolicyClosed denies it.
 	PolicyClosed
 	// PolicyLocal lets this process admit its part of the limit, limit /
-	// Config.Instances, counting in its own memory.
+	// Config.Instances (or the processes counted), counting in its own memory.
 	PolicyLocal
 )
 
@@ -78,11 +78,15 @@ type Config struct {
 	// have the same. Unset, a published constant is used, with a warning: somebody who
 	// chooses keys could then aim them at one shard.
 	HashKey []byte
-	// Instances is how many processes share the ring: 1 to 1,000,000, default 1. While
-	// a shard is away each admits its part, so too low a number admits too much.
+	// Instances is how many processes share the ring: 1 to 1,000,000. While a shard is
+	// away each admits its part, so too low a number admits too much. 0, the default: they
+	// are counted by heartbeats, every 5 s on every shard. A process that ends is counted
+	// for 25 s more, one that starts by the others within 5 s; a shard that is away keeps
+	// the count it had, and one that nobody has told of another process has a count of 1.
 	Instances int
-	// InstanceID tells this process from the others, for dealing out parts that do not
-	// divide evenly; default random. At most 64 bytes.
+	// InstanceID tells this process from the others, for counting them and for dealing out
+	// parts that do not divide evenly; default random. At most 64 bytes. Two processes
+	// with one id are counted once.
 	InstanceID string
 	// Policy is the failure policy of limiters that set none; default PolicyOpen.
 	Policy FailurePolicy
@@ -209,7 +213,6 @@ func (c Config) withDefaults() (Config, error) {
 		value         *int
 		fallback, max int
 	}{
-		{"Instances", &c.Instances, 1, 1_000_000},
 		{"InFlight", &c.InFlight, defaultInFlight, 256},
 		{"MaxBatch", &c.MaxBatch, defaultBatch, 256},
 		{"Queue", &c.Queue, defaultQueue, 1_000_000},
@@ -222,6 +225,9 @@ func (c Config) withDefaults() (Config, error) {
 		if *n.value < 1 || *n.value > n.max {
 			return c, invalid("Config."+n.field, *n.value, "must be 1 to %d, or 0 for the default of %d", n.max, n.fallback)
 		}
+	}
+	if c.Instances < 0 || c.Instances > 1_000_000 {
+		return c, invalid("Config.Instances", c.Instances, "must be 1 to 1000000, or 0 to count them")
 	}
 	if c.Budget == 0 {
 		c.Budget = defaultBudget

@@ -87,6 +87,39 @@ func TestNoURLIsShownWithItsCredentials(t *testing.T) {
 	}
 }
 
+// wantSoundTarget wants of a URL of any kind that what parses names addresses that can be
+// dialed, and that nothing said of it shows its password.
+func wantSoundTarget(t *testing.T, raw, shown string) {
+	t.Helper()
+	target, err := parseTarget(raw)
+	said := shown
+	if err != nil {
+		said += err.Error()
+	}
+	scheme, rest, _ := strings.Cut(raw, "://")
+	if at := strings.LastIndexByte(rest, '@'); at >= 0 && len(scheme) > 0 {
+		// Long enough not to be in the words of an error by accident.
+		if _, secret, ok := strings.Cut(rest[:at], ":"); ok && len(secret) > 12 && strings.Contains(said, secret) {
+			t.Errorf("%q: the password shows in %q", raw, said)
+		}
+	}
+	if err != nil || target.kind == oneServer {
+		return
+	}
+	if n := len(target.addrs); n < 1 || n > 64 {
+		t.Errorf("%q names %d hosts", raw, n)
+	}
+	for _, addr := range target.addrs {
+		host, port, err := net.SplitHostPort(addr)
+		if err != nil || host == "" || !isPort(port) {
+			t.Errorf("%q: address %q: %v", raw, addr, err)
+		}
+	}
+	if (target.kind == sentinelSet) != (target.master != "") || target.db < 0 || (target.kind == redisCluster && target.db != 0) {
+		t.Errorf("%q: %+v", raw, target.kind)
+	}
+}
+
 // What parses names a host and a port; what is shown of it shows no credentials.
 func FuzzParseURL(f *testing.F) {
 	for _, u := range badURLs {
@@ -94,8 +127,15 @@ func FuzzParseURL(f *testing.F) {
 	}
 	f.Add("redis://user:s3cret@host:6379/1")
 	f.Add("rediss://[::1]:6379")
+	for _, u := range []string{
+		"redis+sentinel://user:s3cret@host:1,[::1]:2/master/3", "rediss+sentinel://host/m%2Fn", "redis+cluster://:s3cret@a,b:7000,c",
+		"redis+cluster://user:s3%40cret@a@b", "redis+sentinel://user:s3cret@host", "redis+cluster://a,,b", "redis+sentinel://a/m/-1", "redis+cluster://a:b:c",
+	} {
+		f.Add(u)
+	}
 	f.Fuzz(func(t *testing.T, raw string) {
 		shown := redactURL(raw)
+		wantSoundTarget(t, raw, shown)
 		o, err := parseURL(raw)
 		if err != nil {
 			return

@@ -55,7 +55,7 @@ func TestRefusalIsLoggedTakesThePolicyAndLeavesTheBreakerClosed(t *testing.T) {
 			config := Config{
 				Shards: []ShardConfig{{ID: "a", Primary: c.url}}, Prefix: c.prefix,
 				HashKey: []byte("0123456789abcdef"), Logger: lines.logger(), Registerer: registry,
-				Budget: 10 * time.Second, OperationTimeout: 10 * time.Second,
+				Budget: 10 * time.Second, OperationTimeout: 10 * time.Second, Instances: 1,
 			}
 			ring, err := Open(t.Context(), config)
 			aclMust(t, err)

@@ -33,8 +33,8 @@ type script struct {
 	shaArg    any
 }
 
-// scripts are the two scripts of a ring in the form one kind of server understands.
-type scripts struct{ charge, look script }
+// scripts are the scripts of a ring in the form one kind of server understands.
+type scripts struct{ charge, look, beat script }
 
 var (
 	// redisScripts carry the line that lets Redis 7 and later check memory, role and
@@ -42,13 +42,16 @@ var (
 	redisScripts = scripts{
 		charge: assemble("#!lua\n", "charge"),
 		look:   assemble("#!lua flags=no-writes\n", "look"),
+		beat:   finish("#!lua\n" + withoutComments(instancesLua)),
 	}
 	// plainScripts are for servers that do not know that line: the embedded one.
-	plainScripts = scripts{charge: assemble("", "charge"), look: assemble("", "look")}
+	plainScripts = scripts{
+		charge: assemble("", "charge"), look: assemble("", "look"), beat: finish(withoutComments(instancesLua)),
+	}
 )
 
 // assemble takes, of each file, the part before "--@look" and the part that belongs to
-// the script asked for, without the comments: Redis keeps the text.
+// the script asked for.
 func assemble(head, part string) script {
 	var b strings.Builder
 	b.WriteString(head)
@@ -65,15 +68,26 @@ func assemble(head, part string) script {
 		if part == "charge" {
 			own = charge
 		}
-		for line := range strings.Lines(common + own) {
-			if code := strings.TrimSpace(line); code != "" && !strings.HasPrefix(code, "--") {
-				b.WriteString(line)
-			}
+		b.WriteString(withoutComments(common + own))
+	}
+	return finish(b.String())
+}
+
+// withoutComments leaves out what Redis need not keep.
+func withoutComments(text string) string {
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if code := strings.TrimSpace(line); code != "" && !strings.HasPrefix(code, "--") {
+			b.WriteString(line)
 		}
 	}
-	sum := sha1.Sum([]byte(b.String()))
+	return b.String()
+}
+
+func finish(text string) script {
+	sum := sha1.Sum([]byte(text))
 	sha := hex.EncodeToString(sum[:])
-	return script{text: b.String(), sha: sha, shaArg: sha}
+	return script{text: text, sha: sha, shaArg: sha}
 }
 
 // The statuses of a reply entry.

@@ -15,7 +15,7 @@ func newSentinelNodes(t *target, c nodeConfig) []node {
 		DialTimeout: c.timeout, ReadTimeout: c.timeout, WriteTimeout: c.timeout, PoolTimeout: c.timeout,
 		ContextTimeoutEnabled: true, PoolSize: c.poolSize, DisableIdentity: true,
 	}
-	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout)
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout, c.gate, false)
 	replicas := o
 	replicas.ReplicaOnly = true
 	primary := newClientNode(redis.NewFailoverClient(&o), c, false)

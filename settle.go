@@ -19,15 +19,16 @@ import (
 // owed is what one key's shard has not been told. A bucket's is the deficit that is left
 // after refilling at this process's part of the rate, a log's what is still in the window.
 type owed struct {
-	units  int64
-	ns     int64        // bucket: how long this process's part of the rate takes for it
-	slices []localSlice // log
+	units     int64
+	ns        int64        // bucket: how long this process's part of the rate takes for it
+	instances int          // of which this process was one
+	slices    []localSlice // log
 }
 
 // takeOwed takes what the key owes and has not been told. It stays counted: whether the
 // shard learns of it is not known yet, and what a replica said before must not be dealt
 // out a second time.
-func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
+func (s *localState) takeOwed(r *rule, now int64) (o owed) {
 	if r.algo == algoSlidingLog {
 		s.expire(r, now)
 		for i := range s.slices {
@@ -41,10 +42,10 @@ func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
 		return o
 	}
 	own := max(0, s.full-max(now, s.known))
-	o.ns = own - min(own, s.told)
+	o.ns, o.instances = own-min(own, s.told), s.instances
 	s.told = own
 	if o.ns > 0 {
-		one := max(1, bucketCost(r, 1, instances))
+		one := max(1, bucketCost(r, 1, s.instances))
 		o.units = min(r.capacity, (o.ns+one-1)/one)
 	}
 	return o
@@ -54,10 +55,9 @@ func (s *localState) takeOwed(r *rule, now int64, instances int) (o owed) {
 // made of what a replica says then.
 func (s *localState) confirmed(now int64, o owed) {
 	s.seeded = false
-	if o.ns > 0 {
-		part := min(o.ns, max(0, s.full-max(now, s.known)))
-		s.full -= part
-		s.told = max(0, s.told-o.ns)
+	if ns := rescale(o.ns, o.instances, s.instances); ns > 0 {
+		s.full -= min(ns, max(0, s.full-max(now, s.known)))
+		s.told = max(0, s.told-ns)
 	}
 	s.each(o, func(c *localSlice, units int64) {
 		units = min(units, c.units)
@@ -69,7 +69,7 @@ func (s *localState) confirmed(now int64, o owed) {
 
 // giveBack makes it owed again, when the shard certainly was not told.
 func (s *localState) giveBack(o owed) {
-	s.told = max(0, s.told-o.ns)
+	s.told = max(0, s.told-rescale(o.ns, o.instances, s.instances))
 	s.each(o, func(c *localSlice, units int64) { c.told = max(0, c.told-units) })
 }
 
@@ -107,10 +107,10 @@ func (o owed) debit(r *rule, now int64) string {
 }
 
 // refund takes back what was counted here and has been charged by the primary after all.
-func (s *localState) refund(r *rule, now, cost int64, instances int) {
+func (s *localState) refund(r *rule, now, cost int64) {
 	if r.algo != algoSlidingLog {
 		own := max(0, s.full-max(now, s.known))
-		s.full -= min(own, bucketCost(r, cost, instances))
+		s.full -= min(own, bucketCost(r, cost, max(1, s.instances)))
 		return
 	}
 	for k := len(s.slices) - 1; k >= 0 && cost > 0; k-- {
@@ -128,80 +128,238 @@ const (
 	fateOpen    uint32 = iota
 	fateShared         // the ladder took it out of the share
 	fateCharged        // the primary charged it
+	fateEnded          // it did not, or nobody knows
 )
 
-// conclude notes one half. If both are true, the call was charged twice, and the local
-// half is taken back.
+// conclude notes one half. If the call was charged twice, the local half is taken back.
+// Until the other half is known nothing of the key is told: it could be that half.
 func (s *shard) conclude(r *request, half uint32) {
-	if other := r.fate.Swap(half); other == fateOpen || other == half {
+	other := s.ledger.conclude(r, half)
+	if other == fateOpen || half == fateShared && other != fateCharged {
 		return
 	}
-	now := s.ring.clock()
-	s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost, s.ring.config.Instances) })
+	if half != fateEnded {
+		now := s.ring.clock()
+		s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost) })
+	}
+	if half != fateShared && s.ledger.unhold(r.hash) {
+		s.catchUp()
+	}
 }
 
-// ledger are the keys of one shard that owe.
+// ledger are the keys of one shard that owe, or whose debit is on its way.
 type ledger struct {
 	count atomic.Int64 // of keys; lets callers pass by without the lock
 
-	mu   sync.Mutex // guards keys; taken before localTable.mu
-	keys map[keyHash]*Limiter
+	mu   sync.Mutex // guards keys and what they hold; taken before localTable.mu
+	keys map[keyHash]*debt
 }
 
+// debt is what one key's shard is to be told.
+type debt struct {
+	of      *Limiter
+	owes    bool // the shard is to be told
+	telling bool // a debit is on its way
+	held    int  // calls that the primary may still turn out to have charged itself
+}
+
+// ready says whether a debit may go.
+func (d *debt) ready() bool { return d.owes && !d.telling && d.held == 0 }
+
+// conclude notes one half of a request's fate and returns the other. Of a call out of the
+// share that may turn out to be charged the key is held.
+func (g *ledger) conclude(r *request, half uint32) (other uint32) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	other = r.fate.Swap(half)
+	if d := g.keys[r.hash]; half == fateShared && other == fateOpen && d != nil {
+		d.held++
+	}
+	return other
+}
+
+// unhold takes one hold off, and says whether a debit may go now.
+func (g *ledger) unhold(h keyHash) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil {
+		return false
+	}
+	if d.held = max(0, d.held-1); !d.owes && !d.telling && d.held == 0 {
+		delete(g.keys, h)
+		g.count.Store(int64(len(g.keys)))
+	}
+	return d.ready()
+}
+
+// add notes that a key owes.
 func (g *ledger) add(h keyHash, l *Limiter) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.keys == nil {
-		g.keys = map[keyHash]*Limiter{}
+		g.keys = map[keyHash]*debt{}
 	}
-	g.keys[h] = l
+	d := g.keys[h]
+	if d == nil {
+		d = &debt{}
+		g.keys[h] = d
+	}
+	d.of, d.owes = l, true
 	g.count.Store(int64(len(g.keys)))
 }
 
-func (g *ledger) remove(h keyHash) bool {
+// standing says whether a key is in the ledger, and whether a debit of it may go now.
+func (g *ledger) standing(h keyHash) (pending, owes bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	_, there := g.keys[h]
-	delete(g.keys, h)
-	g.count.Store(int64(len(g.keys)))
-	return there
+	d := g.keys[h]
+	return d != nil, d != nil && d.ready()
 }
 
-// some are up to n of the keys.
+// begin notes that the debit of a key is on its way, if it owes and none is yet.
+func (g *ledger) begin(h keyHash) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil || !d.ready() {
+		return false
+	}
+	d.telling, d.owes = true, false
+	return true
+}
+
+// end notes that the debit has arrived or is given up, and says whether the key owes
+// since.
+func (g *ledger) end(h keyHash) (owes bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	d := g.keys[h]
+	if d == nil {
+		return false
+	}
+	if d.telling = false; !d.owes && d.held == 0 {
+		delete(g.keys, h)
+		g.count.Store(int64(len(g.keys)))
+	}
+	return d.owes
+}
+
+// some are up to n of the keys whose debit may go.
 func (g *ledger) some(n int) map[keyHash]*Limiter {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	out := make(map[keyHash]*Limiter, min(n, len(g.keys)))
-	for h, l := range g.keys {
+	for h, d := range g.keys {
 		if len(out) == n {
 			break
 		}
-		out[h] = l
+		if d.ready() {
+			out[h] = d.of
+		}
 	}
 	return out
 }
 
-// owing says whether calls are to tell debits along the way: not while the primary keeps
-// callers waiting, or debits would be lost.
-func (s *shard) owing() bool { return s.ledger.count.Load() > 0 && !s.degraded.Load() }
+// untold answers a call for a key of which the shard has not been told everything: on
+// another connection it could overtake the debit, and be admitted out of what is used up.
+// Until the debit has arrived the key's share goes on; what it admits now is told next.
+// ok is false if the primary is to be asked after all, with the debit on r if there is one.
+func (s *shard) untold(l *Limiter, r *request) (d Decision, ok bool) {
+	pending, owes := s.ledger.standing(r.hash)
+	if !pending {
+		return d, false
+	}
+	charge := r.kind == opCharge
+	if owes && charge && !s.degraded.Load() {
+		s.attach(r, l)
+		if r.debit != "" {
+			return d, false
+		}
+	}
+	if owes && s.degraded.Load() {
+		// Debits are not risked on a primary that keeps callers waiting.
+		s.tryAgain()
+	}
+	if d, ok = s.decideShare(l, r.hash, r.cost, charge, nil, anyEpoch); !ok {
+		return d, false // it has arrived this very moment
+	}
+	return s.fell(l, d, modeShare, CauseBudget, charge), true
+}
+
+// catchUp tells what was left over because no call came along.
+func (s *shard) catchUp() {
+	switch {
+	case !s.owing() || !s.breaker.closed.Load():
+	case s.degraded.Load():
+		s.tryAgain()
+	default:
+		s.settleSoon()
+	}
+}
+
+// tryAgain finds out in the background whether a primary that failed, or kept callers
+// waiting, takes charges again: until one probe gets through, or the breaker opens and
+// goes on probing, with the breaker's back-off in between.
+func (s *shard) tryAgain() {
+	if !s.trying.CompareAndSwap(false, true) {
+		return
+	}
+	if !s.ring.enter() {
+		s.trying.Store(false)
+		return
+	}
+	go func() {
+		defer s.ring.leave()
+		defer s.trying.Store(false)
+		for try := 1; s.degraded.Load() && s.tryOnce(); try++ {
+			c := s.ring.config
+			select {
+			case <-time.After(openPeriod(c.Breaker, try, c.Rand())):
+			case <-s.ring.ctx.Done():
+				return
+			}
+		}
+	}()
+}
+
+// tryOnce is one probe, reported to the breaker like an operation. It says whether to go
+// on.
+func (s *shard) tryOnce() bool {
+	report, err := s.breaker.begin()
+	if err != nil {
+		return false
+	}
+	err = errProbeLost
+	defer func() { report(s.charges.verdict(opCharge, err)) }()
+	s.inTime(func(ctx context.Context) { err = s.nodes[s.primary.Load()].charge(ctx, nil) })
+	if err != nil {
+		s.failed(err)
+		return true
+	}
+	s.answered()
+	return false
+}
 
 // attach puts what the key owes onto a request that is about to be sent.
 func (s *shard) attach(r *request, l *Limiter) {
-	if !s.ledger.remove(r.hash) {
+	if !s.ledger.begin(r.hash) {
 		return
 	}
 	now := s.ring.clock()
 	s.ring.local.find(r.hash, func(e *localEntry) {
-		o := e.takeOwed(r.rule, now, s.ring.config.Instances)
+		o := e.takeOwed(r.rule, now)
 		if o.units > 0 {
 			r.owed, r.debit, r.from = o, o.debit(r.rule, now), l
 		}
 	})
+	if r.debit == "" {
+		s.ledger.end(r.hash)
+	}
 }
 
 // settled hears what became of a request with a debit.
 func (s *shard) settled(r *request, err error) {
-	l := r.from
 	switch {
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)
@@ -209,9 +367,12 @@ func (s *shard) settled(r *request, err error) {
 		s.ring.local.find(r.hash, func(e *localEntry) { e.confirmed(now, r.owed) })
 	case err != nil && (notSent(err) || !classify(err).ran):
 		s.ring.local.find(r.hash, func(e *localEntry) { e.giveBack(r.owed) })
-		s.ledger.add(r.hash, l)
+		s.ledger.add(r.hash, r.from)
 	default:
 		s.metrics.settleLost(r.owed.units)
+	}
+	if s.ledger.end(r.hash) && err == nil {
+		s.settleSoon() // what was admitted while the debit was on its way
 	}
 }
 
@@ -219,6 +380,9 @@ func (s *shard) settled(r *request, err error) {
 func notSent(err error) bool {
 	return errors.Is(err, errOpen) || errors.Is(err, errBudget) || errors.Is(err, errOverdue) || errors.Is(err, errQueueFull)
 }
+
+// owing says whether any key of the shard is in the ledger.
+func (s *shard) owing() bool { return s.ledger.count.Load() > 0 }
 
 // settleSoon tells the shard everything in the background, one batch after another, while
 // it answers.
@@ -245,8 +409,9 @@ func (s *shard) settleSoon() {
 func (s *shard) settleSome() bool {
 	most := s.ring.clock() + int64(s.ring.config.OperationTimeout)
 	var sent []*request
-	ok := true
-	for h, l := range s.ledger.some(s.ring.config.MaxBatch) {
+	some := s.ledger.some(s.ring.config.MaxBatch)
+	ok := len(some) > 0
+	for h, l := range some {
 		r := newRequest(opCharge, l.rule, h, s.ring.space, 1)
 		r.count = 0
 		s.attach(r, l)
@@ -270,5 +435,5 @@ func (s *shard) settleSome() bool {
 		}
 		r.release()
 	}
-	return ok && s.ledger.count.Load() > 0
+	return ok
 }

@@ -114,6 +114,76 @@ func TestWhatSharesAdmittedIsSettledWithThePromotedReplica(t *testing.T) {
 	}
 }
 
+// While the debit of a key is on its way, a call for it on another connection could be
+// decided without it. So the share goes on answering, and what it admits is told next.
+func TestNoCallOvertakesTheDebitOfItsKey(t *testing.T) {
+	for _, limit := range []ringfence.Limit{hundredAMinute, ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 100}} {
+		t.Run(fmt.Sprintf("%T", limit), func(t *testing.T) {
+			s := startPair(t)
+			far := startProxy(t, s.primary)
+			registry := prometheus.NewRegistry()
+			ring := open(t, ringfence.Config{
+				Shards:     []ringfence.ShardConfig{{ID: "a", Primary: "redis://" + far.Addr(), Replicas: []string{s.replica.URL()}}},
+				Registerer: registry, Policy: ringfence.PolicyClosed, Instances: 1,
+				Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,
+			})
+			l := limiter(t, ring, limit)
+			admitted := 0
+			allow := func(want ringfence.Source, cause ringfence.Cause) bool {
+				t.Helper()
+				d, err := l.Allow(t.Context(), "user")
+				must(t, err)
+				if d.Source != want || d.Cause != cause {
+					t.Fatalf("%+v, want source %s, cause %s", d, want, cause)
+				}
+				if d.Allowed {
+					admitted++
+				}
+				return d.Allowed
+			}
+			for range 40 {
+				allow(ringfence.SourcePrimary, ringfence.CauseNone)
+			}
+			s.sync(t)
+			must(t, ring.ForceBreaker("a", ringfence.BreakerForcedOpen))
+			for range 20 {
+				allow(ringfence.SourceReplica, ringfence.CauseBreaker)
+			}
+			far.SetDelay(time.Second) // each way
+			must(t, ring.ForceBreaker("a", ringfence.BreakerAuto))
+			eventually(t, 5*time.Second, "the debit is on its way", func() bool { return ring.Stats()[0].InFlight > 0 })
+			if d, err := l.Peek(t.Context(), "user"); err != nil || d.Source != ringfence.SourceReplica || d.Remaining != 40 {
+				t.Errorf("Peek: %+v, %v", d, err)
+			}
+			many, err := l.AllowMany(t.Context(), []ringfence.Request{{Key: "user", Cost: 5}, {Key: "user", Cost: 5}})
+			must(t, err)
+			for _, d := range many {
+				if !d.Allowed || d.Source != ringfence.SourceReplica || d.Cause != ringfence.CauseBudget {
+					t.Errorf("AllowMany: %+v", d)
+				}
+				admitted += 5
+			}
+			for allow(ringfence.SourceReplica, ringfence.CauseBudget) {
+			}
+			if admitted != 100 {
+				t.Errorf("%d admitted, want 100: 40 by the primary, 60 out of the share", admitted)
+			}
+			far.SetDelay(0)
+			eventually(t, 10*time.Second, "all 60 are settled", func() bool {
+				return total(t, registry, "ratelimiter_settled_charges_total") == 60
+			})
+			for range 20 {
+				if allow(ringfence.SourcePrimary, ringfence.CauseNone) {
+					t.Error("the primary admits what had been used up")
+				}
+			}
+			if got := total(t, registry, "ratelimiter_settle_lost_total"); got != 0 {
+				t.Errorf("%v units lost in settling", got)
+			}
+		})
+	}
+}
+
 func total(t *testing.T, g prometheus.Gatherer, name string) (sum float64) {
 	t.Helper()
 	families, err := g.Gather()

@@ -20,9 +20,10 @@ import (
 // is what go-redis or the server said; classify tells what it means. All methods may be
 // called from many goroutines.
 type node interface {
-	// charge runs the charge script and puts the replies into the requests.
+	// charge runs the charge script and puts the replies into the requests. With no
+	// requests it is a probe: the server checks all that it checks before a charge.
 	charge(ctx context.Context, reqs []*request) error
-	// look does the same without changing anything; with no requests it is a probe.
+	// look does the same without changing anything, and is a probe of a replica.
 	look(ctx context.Context, reqs []*request) error
 	// reset deletes the keys.
 	reset(ctx context.Context, reqs []*request) error
@@ -33,6 +34,10 @@ type node interface {
 	// agree writes this process's fingerprint under name and returns those that others
 	// wrote within the last two minutes.
 	agree(ctx context.Context, name, fingerprint string) (others []string, err error)
+	// beat sends a heartbeat and returns how many processes there are; beats is how many
+	// a replica knows of.
+	beat(ctx context.Context, name, member string) (int64, error)
+	beats(ctx context.Context, name string) (int64, error)
 	// load puts the scripts into the server's cache.
 	load(ctx context.Context) error
 	pool() *redis.PoolStats
@@ -70,6 +75,7 @@ type nodeConfig struct {
 	dialer   dialer
 	tls      *tls.Config // for rediss://; nil: the system's roots
 	loaded   func()
+	gate     *refusals // shared by all servers of a shard
 }
 
 // newRedisNode connects to nothing yet. go-redis's defaults are meant for commands that
@@ -101,7 +107,7 @@ func newRedisNode(url string, c nodeConfig, plain bool) (*redisNode, error) {
 			o.TLSConfig.ServerName = host
 		}
 	}
-	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout)
+	o.Dialer = dialerOf(c.dialer, o.TLSConfig, c.timeout, c.gate, false)
 	n := &redisNode{client: redis.NewClient(o), owned: true, where: o.Addr, loaded: c.loaded}
 	n.setScripts(plain)
 	return n, nil
@@ -127,11 +133,11 @@ func (n *redisNode) setScripts(plain bool) {
 type dialer = func(ctx context.Context, network, addr string) (net.Conn, error)
 
 // dialerOf is the user's dialer, or go-redis's own, with TLS where that is wanted.
-func dialerOf(users dialer, conf *tls.Config, timeout time.Duration) dialer {
+func dialerOf(users dialer, conf *tls.Config, timeout time.Duration, gate *refusals, reader bool) dialer {
 	if users != nil {
-		return failLater(withTLS(users, conf))
+		return failLater(gate.through(withTLS(users, conf), reader))
 	}
-	return failLater(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout}))
+	return failLater(gate.through(redis.NewDialer(&redis.Options{TLSConfig: conf, DialTimeout: timeout}), reader))
 }
 
 // failLater turns a failed dial into a connection that fails when it is used. go-redis

@@ -35,6 +35,11 @@ type shard struct {
 
 	ledger   ledger // what this process admitted and the shard has not been told
 	settling atomic.Bool
+	trying   atomic.Bool
+
+	counted atomic.Int64 // processes that share the ring, see instances.go; 0: unknown
+	heard   atomic.Int64 // what the last heartbeat was told
+	known   atomic.Bool  // the shard itself has told
 
 	resolving atomic.Bool
 	checking  atomic.Bool
@@ -60,6 +65,7 @@ func newShard(r *Ring, c ShardConfig, index int) (*shard, error) {
 		conf := nodeConfig{
 			timeout: r.config.OperationTimeout, poolSize: r.config.InFlight + 4,
 			dialer: r.config.Dialer, tls: c.TLS, loaded: s.metrics.scriptLoaded,
+			gate: newRefusals(r.config),
 		}
 		if c.Client != nil {
 			s.nodes = append(s.nodes, newClientNode(c.Client, conf, c.PlainScripts))
@@ -126,16 +132,19 @@ func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec fu
 	})
 	d.exec = exec
 	d.begin = b.begin
-	d.verdict = func(err error) error {
-		if err == nil || errors.Is(err, errNotCounted) {
-			return err
-		}
-		if classify(err).trips {
-			return err
-		}
-		return errNotCounted
-	}
 	primary := d
+	d.verdict = func(kind opKind, err error) error {
+		switch {
+		case err != nil && classify(err).trips:
+			return err
+		case err != nil, primary == s.charges && kind != opCharge:
+			// A server that is out of memory takes no charge and yet answers all else:
+			// that must not keep the breaker closed.
+			return errNotCounted
+		default:
+			return nil
+		}
+	}
 	d.ended = func(kind opKind, n int, took time.Duration, err error) {
 		s.metrics.operation(kind, n, took, err)
 		if err != nil {
@@ -222,8 +231,11 @@ func (s *shard) lost(r *request, err error, late bool) {
 		if !errors.Is(err, errOpen) && classify(err).ran {
 			s.metrics.unknownCharge(r.cost * r.count)
 		}
+		s.conclude(r, fateEnded)
 	case late && r.status == statusDecided && r.granted > 0:
 		s.conclude(r, fateCharged)
+	case late:
+		s.conclude(r, fateEnded)
 	}
 }
 
@@ -288,8 +300,10 @@ func (s *shard) probe() {
 		result = errNotPrimary
 	default:
 		// In a time of its own: a silent replica has used up the other, and would keep
-		// the breaker from ever closing.
-		s.inTime(func(ctx context.Context) { result = s.nodes[s.primary.Load()].look(ctx, nil) })
+		// the breaker from ever closing. With the script that charges, because a server
+		// that is out of memory, cannot write its disk or misses its replicas goes on
+		// answering those that look.
+		s.inTime(func(ctx context.Context) { result = s.nodes[s.primary.Load()].charge(ctx, nil) })
 	}
 }
 
@@ -357,6 +371,12 @@ func (s *shard) resolve(ctx context.Context) []view {
 	}
 	chosen, split := choosePrimary(current, views)
 	s.splitView = split
+	s.lag = 0
+	for i, v := range views {
+		if i != chosen && v.err == nil && !v.primary {
+			s.lag = max(s.lag, v.lag)
+		}
+	}
 	s.mu.Unlock()
 	if split {
 		s.ring.log.warn(s.id, "split", "two servers of the shard say they are the primary and neither follows from the other; staying with the present one. Make one a replica of the other",
@@ -366,6 +386,13 @@ func (s *shard) resolve(ctx context.Context) []view {
 		s.ring.log.warn(s.id, "promoted", "another server of the shard is the primary now", "shard", s.id, "primary", s.nodes[chosen].addr())
 	}
 	return views
+}
+
+// replicaLag is the longest time since a replica heard of its primary, as last said.
+func (s *shard) replicaLag() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lag
 }
 
 // choosePrimary says which server to take for the primary, given what each says, and
@@ -433,15 +460,12 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 	if clockErr == nil {
 		s.offset = server.Sub(before.Add(after.Sub(before) / 2))
 	}
-	s.lag = 0
-	for i, w := range views {
-		if i != current && w.err == nil && !w.primary {
-			s.lag = max(s.lag, w.lag)
-		}
-	}
 	s.up = clockErr == nil && s.breaker.closed.Load()
 	s.mu.Unlock()
 	if clockErr != nil {
+		if first {
+			s.countOnReplica(ctx, views)
+		}
 		return clockErr
 	}
 	if v.err != nil {
@@ -462,6 +486,8 @@ func (s *shard) checkup(ctx context.Context, first bool) error {
 		s.ring.log.warn(s.id, "fingerprint", "cannot compare configurations with other processes",
 			"shard", s.id, "error", err.Error())
 	}
+	s.beat(ctx, n)
+	s.catchUp()
 	if v.err == nil && v.tooOld() {
 		s.ring.log.warn(s.id, "version", "the server is too old; Redis 7.0 or Valkey 7.2 is needed", "shard", s.id, "version", v.version)
 		return fmt.Errorf("version %s is too old; Redis 7.0 or Valkey 7.2 is needed", v.version)
