@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // This file tells a shard, once its primary answers again, what this process admitted out
@@ -265,7 +264,7 @@ func (s *shard) settleSome() bool {
 		sent = append(sent, r)
 	}
 	for _, r := range sent {
-		if _, err := s.charges.wait(context.Background(), r, most+int64(time.Millisecond)); err != nil {
+		if _, err := s.charges.wait(context.Background(), r); err != nil {
 			ok = false
 		}
 		r.release()
