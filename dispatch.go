@@ -22,11 +22,11 @@ type dispatcher struct {
 	alarm   *alarm       // when the next caller's time is over
 	gate    callGate     // counts the slots in use, so that close can wait for them
 
-	slots  []slot
-	busy   atomic.Int64
-	crowd  atomic.Bool  // the last batch had more than one caller
-	misses atomic.Int64 // operations in a row that outlasted a budget
-	usual  atomic.Int64 // ns that nearly all operations take
+	slots   []slot
+	busy    atomic.Int64
+	company atomic.Int64 // callers a batch has had lately, in companyUnit
+	misses  atomic.Int64 // operations in a row that outlasted a budget
+	usual   atomic.Int64 // ns that nearly all operations take
 
 	taking sync.Mutex // held while a batch is taken from the queue; before slot.mu
 
@@ -146,6 +146,12 @@ func (d *dispatcher) overdue(deadline int64) bool {
 	return false
 }
 
+// companyUnit is one caller in company.
+const companyUnit = 64
+
+// crowded says whether there is company to be had.
+func (d *dispatcher) crowded() bool { return d.company.Load() >= 2*companyUnit }
+
 // inFlight is the number of operations under way.
 func (d *dispatcher) inFlight() (n int) {
 	for i := range d.slots {
@@ -156,9 +162,32 @@ func (d *dispatcher) inFlight() (n int) {
 	return n
 }
 
-// acquire takes a free slot, or nil.
+// patience is how long requests wait at most for company while an operation is under way
+// and a slot is free.
+const patience = time.Millisecond
+
+// worthwhile is as many requests as are worth an operation of their own while another is
+// under way: more in one call save Redis little (docs/performance.md).
+const worthwhile = 16
+
+// acquire takes a free slot, or nil. Under load it waits for company: an operation beside
+// others leaves when half as many requests are waiting as batches have had lately, and
+// those that are under way, or the alarm, see to fewer.
 func (d *dispatcher) acquire() *slot {
-	if int(d.busy.Load()) >= len(d.slots) || !d.gate.enter() {
+	busy := d.busy.Load()
+	if int(busy) >= len(d.slots) {
+		return nil
+	}
+	if busy > 0 && d.waiting.Load() < min(worthwhile, d.company.Load()/2/companyUnit) {
+		d.alarm.by(d.clock() + int64(patience))
+		return nil
+	}
+	return d.occupy()
+}
+
+// occupy is acquire for those who do not wait for company.
+func (d *dispatcher) occupy() *slot {
+	if !d.gate.enter() {
 		return nil
 	}
 	for i := range d.slots {
@@ -289,6 +318,12 @@ func (d *dispatcher) expire(now int64) {
 	if next != never {
 		d.alarm.by(next)
 	}
+	if d.waiting.Load() > 0 {
+		// They may have been waiting for company.
+		if s := d.occupy(); s != nil {
+			go d.serve(s)
+		}
+	}
 }
 
 // gather fills the slot with a batch of what is waiting, and says whether own is in it.
@@ -351,7 +386,10 @@ func (d *dispatcher) gather(s *slot, own *request) (mine bool) {
 		s.refused[i] = nil
 	}
 	s.refused = s.refused[:0]
-	d.crowd.Store(s.calls > 1)
+	if s.calls > 0 {
+		company := d.company.Load()
+		d.company.Store(company + (int64(s.calls)*companyUnit-company)/8)
+	}
 	if more {
 		d.kick()
 	}
@@ -379,7 +417,7 @@ func (d *dispatcher) serve(s *slot) {
 			d.free(s)
 			return
 		}
-		if d.crowd.Load() {
+		if d.crowded() {
 			// Those who were just answered are about to come back: they, and not time, are
 			// waited for.
 			runtime.Gosched()
@@ -410,11 +448,15 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 		go d.serve(s) // connecting takes longer than a caller has
 		return
 	}
-	if d.crowd.Load() {
+	if d.crowded() {
 		runtime.Gosched()
 	}
 	if !d.gather(s, own) {
-		go d.serve(s)
+		if len(s.batch) > 0 {
+			go d.serve(s)
+		} else {
+			d.next(s)
+		}
 		return
 	}
 	op := d.open(s)

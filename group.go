@@ -27,8 +27,14 @@ type groupSlot struct {
 	last  *request // the newest entry of its key
 }
 
-// maxCalls is how many calls a batch of n entries carries at most.
-func maxCalls(n int) int { return 16 * n }
+// maxCalls is how many calls a batch of n entries carries at most: of one entry, just one,
+// so that nothing is coalesced where nothing is to be batched.
+func maxCalls(n int) int {
+	if n == 1 {
+		return 1
+	}
+	return 16 * n
+}
 
 func newGrouper(entries int) grouper {
 	size := 16
