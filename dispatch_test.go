@@ -186,7 +186,7 @@ func TestHeavyRequestsDoNotShareAnOperation(t *testing.T) {
 	inBubble(t, c, func(t *testing.T, b *dispatchBench) {
 		b.set(time.Millisecond, nil)
 		b.rule = compiled(t, SlidingLog{Limit: 1000, Window: time.Hour}) // a unit is half a bucket's work
-		b.maxWeight = 256                                                // 4 x 64
+		b.maxWeight = 512
 		var callers sync.WaitGroup
 		for _, cost := range []int64{1, 300, 200, 5, 1000, 2} {
 			callers.Go(func() {

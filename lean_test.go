@@ -3,9 +3,11 @@ package ringfence
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -427,5 +429,67 @@ func TestTLSDoesNotSurviveAWriteThatStopsHalfway(t *testing.T) {
 		if ended != secure || classify(err) != typeTimeout {
 			t.Errorf("TLS %t: ended %t, %v", secure, ended, err)
 		}
+	}
+}
+
+// The heaviest operations there can be, on a real server. A busy machine makes each of
+// them longer, and none of them shorter: the shortest of several runs is what counts.
+func TestNoScriptRunsLongerThanItMay(t *testing.T) {
+	const most = 5 * time.Millisecond
+	s := redistest.Start(t, redistest.Options{})
+	n, err := newLeanNode(s.URL(), nodeConfig{timeout: 10 * time.Second, poolSize: 1, loaded: func() {}}, false)
+	aclMust(t, err)
+	defer n.close()
+	aclMust(t, n.load(t.Context()))
+	bucket := compiled(t, TokenBucket{Rate: 999_983, Per: time.Hour, Burst: 1_000_000})
+	log := compiled(t, SlidingLog{Limit: MaxLogLimit, Window: time.Hour})
+	short := compiled(t, SlidingLog{Limit: MaxLogLimit, Window: MinWindow})
+	d := newDispatcher(dispatchConfig{inFlight: 1, maxBatch: 256, queue: 10_000, timeout: time.Second, budget: time.Second, clock: func() int64 { return 1 }})
+	d.busy.Store(1) // nobody else serves its queue
+	for which, c := range []struct {
+		name  string
+		rule  *rule
+		cost  int64
+		keys  uint64
+		calls int
+	}{
+		{"buckets", bucket, 3, 256, 5000},
+		{"logs of cost 1", log, 1, 256, 5000},
+		{"one log, many calls", log, 1, 1, 5000},
+		{"logs of cost 7", log, 7, 256, 5000},
+		{"the dearest calls", log, MaxLogCost, 3, 3},
+		{"a log that forgets as many", short, MaxLogCost, 1, 3},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			least, carried := time.Hour, ""
+			for range 8 {
+				for i := range c.calls {
+					aclMust(t, d.post(newRequest(opCharge, c.rule, keyHash{uint64(which), uint64(i) % c.keys}, newKeySpace("rf"), c.cost), 1<<62))
+				}
+				slot := &d.slots[0]
+				d.gather(slot, nil)
+				aclMust(t, s.Client().ConfigResetStat(t.Context()).Err())
+				aclMust(t, n.charge(t.Context(), slot.batch))
+				stats := s.Client().Info(t.Context(), "commandstats").Val()
+				_, usec, _ := strings.Cut(stats, "cmdstat_evalsha:calls=1,usec=")
+				usec, _, _ = strings.Cut(usec, ",")
+				us, err := strconv.Atoi(usec)
+				aclMust(t, err)
+				least = min(least, time.Duration(us)*time.Microsecond)
+				for _, e := range slot.batch {
+					if e.status != statusDecided || e.granted != e.count {
+						t.Fatalf("status %d, %d granted of %d", e.status, e.granted, e.count)
+					}
+				}
+				entries, calls := len(slot.batch), slot.calls
+				d.answer(slot, nil)
+				d.drain()
+				carried = fmt.Sprintf("%d calls in %d entries", calls, entries)
+			}
+			t.Logf("%s: %s", carried, least)
+			if least > most {
+				t.Errorf("it takes %s, want at most %s", least, most)
+			}
+		})
 	}
 }

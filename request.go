@@ -121,12 +121,17 @@ func (r *request) giveUp() (unsent, did bool) {
 	return false, r.stage.CompareAndSwap(stageSent, stageAbandoned)
 }
 
-// weight is roughly how long Redis takes for it, in token buckets.
-func (r *request) weight() int64 {
-	if r.rule == nil || r.rule.algo != algoSlidingLog {
-		return 1
+// weight is roughly how long Redis takes for it, in units that a sliding log adds; a token
+// bucket takes as long as two of those. joins: as part of an entry that is there already.
+func (r *request) weight(joins bool) int64 {
+	w := int64(2)
+	if joins {
+		w = 0
 	}
-	return 1 + (r.cost+r.owed.units)/2
+	if r.rule != nil && r.rule.algo == algoSlidingLog {
+		w += r.cost + r.owed.units
+	}
+	return w
 }
 
 // The ways a request fails without having been sent, or without a word from Redis.
