@@ -309,7 +309,7 @@ func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
 	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
 }
 
-// AllowMany asks for many keys at once: up to Config.MaxBatch keys of a shard in one round
+// AllowMany asks for many keys at once: up to Config.MaxBatch entries of a shard in one round
 // trip, more of them in several, Config.InFlight side by side. The decisions are in the
 // order of the requests; repeats of a key are decided in that order. It is not
 // atomic: some may be admitted and others denied. One invalid entry is an error, and
