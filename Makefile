@@ -33,17 +33,23 @@ check: ## the cheap gates: format, vet, tidy, build, lint, documents, vulnerabil
 	@build/check.sh
 
 .PHONY: soak
-soak: ## a million operations against the referee, then the same tests many times: make soak RUN=TestName PKG=./internal/x COUNT=50
+soak: ## a million operations against the referee, 1,000 simulated histories, then the same tests many times: make soak RUN=TestName PKG=./internal/x COUNT=50
 	@build/deps.sh test
 ifeq ($(origin RUN) $(origin PKG),file file)
 	RINGFENCE_DIFFERENTIAL_OPS=1000000 go test -race -count=1 -timeout=60m -v -run '^TestScriptsOnRedisAgreeWithTheReferee' .
+	cd internal/histories && GOWORK=off RINGFENCE_SIM_SEEDS=1000 go test -race -count=1 -timeout=60m -v -run '^TestSimulated' .
 endif
 	$(if $(filter file,$(origin RUN)),RINGFENCE_DIFFERENTIAL_OPS=5000 )go test -race -count=$(COUNT) -failfast -shuffle=on -timeout=60m -run '$(RUN)' $(PKG)
 
 .PHONY: bench
-bench: ## benchmarks: make bench BENCH=Allow PKG=. COUNT=10
+bench: ## ringfence beside its rivals, into docs/benchmarks.md: make bench ARGS='-short'
 	@build/deps.sh test
-	go test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(PKG)
+	cd bench && GOWORK=off go run -buildvcs=false . -dir .. $(ARGS)
+
+.PHONY: microbench
+microbench: ## Go benchmarks: make microbench BENCH=Allow PKG=. COUNT=10
+	@build/deps.sh test
+	$(if $(filter ./bench,$(PKG)),cd bench && GOWORK=off )go test -run '^$$' -bench '$(BENCH)' -benchmem -count=$(if $(filter file,$(origin COUNT)),1,$(COUNT)) $(if $(filter ./bench,$(PKG)),.,$(PKG))
 
 .PHONY: fuzz
 fuzz: ## every fuzz target in turn: make fuzz FUZZTIME=5m

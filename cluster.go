@@ -362,7 +362,7 @@ func (n *clusterNode) look(ctx context.Context, reqs []*request) error {
 func (n *clusterNode) reset(ctx context.Context, reqs []*request) error {
 	var errs []error
 	for _, r := range reqs {
-		errs = append(errs, n.client.Unlink(ctx, string(r.name)).Err())
+		errs = append(errs, n.client.Process(ctx, onceUnlink{redis.NewIntCmd(ctx, "unlink", string(r.name))}))
 	}
 	return errors.Join(errs...)
 }

@@ -161,8 +161,8 @@ type ShardConfig struct {
 	// 1.
 	Weight int
 	// Client, instead of Primary, is a ready-made client for the primary. It is never
-	// closed. It should have MaxRetries -1 and short time-outs; calls that charge are
-	// marked as not to be retried whatever it says.
+	// closed. It should have MaxRetries -1 and short time-outs; calls that charge or reset
+	// are marked as not to be retried whatever it says.
 	Client redis.UniversalClient
 	// ReplicaClients, instead of Replicas, are ready-made clients for them.
 	ReplicaClients []redis.UniversalClient

@@ -206,6 +206,13 @@ type once struct{ *redis.IntSliceCmd }
 // NoRetry is what go-redis asks for before it would repeat a command.
 func (once) NoRetry() bool { return true }
 
+// onceUnlink is once for a reset: repeated, it would wipe out what was charged and
+// acknowledged since it was first executed.
+type onceUnlink struct{ *redis.IntCmd }
+
+// NoRetry is like once's.
+func (onceUnlink) NoRetry() bool { return true }
+
 // callBuffers hold the arguments of a call while it is built.
 type callBuffers struct {
 	args   []any
@@ -276,7 +283,7 @@ func (n *redisNode) reset(ctx context.Context, reqs []*request) error {
 	for _, r := range reqs {
 		args = append(args, r)
 	}
-	return n.account(n.client.Process(ctx, redis.NewIntCmd(ctx, args...)))
+	return n.account(n.client.Process(ctx, onceUnlink{redis.NewIntCmd(ctx, args...)}))
 }
 
 func (n *redisNode) load(ctx context.Context) error {
