@@ -36,7 +36,7 @@ func (r *Ring) Stats() []ShardStats {
 	for i, s := range shards {
 		out[i] = ShardStats{
 			ID: s.id, Share: r.share(s), Instances: s.instances(), Primary: s.nodes[s.primary.Load()].addr(),
-			InFlight: s.inFlight(), Queued: int(s.charges.waiting.Load()), Breaker: s.breaker.stats(),
+			InFlight: s.charges.inFlight(), Queued: int(s.charges.waiting.Load()), Breaker: s.breaker.stats(),
 		}
 		if p := s.policy.Load(); p != noPolicy {
 			policy := FailurePolicy(p)
@@ -47,16 +47,6 @@ func (r *Ring) Stats() []ShardStats {
 		s.mu.Unlock()
 	}
 	return out
-}
-
-func (s *shard) inFlight() int {
-	n := 0
-	for i := range s.charges.inFlight {
-		if s.charges.inFlight[i].Load() != 0 {
-			n++
-		}
-	}
-	return n
 }
 
 // Locate returns the id of the shard that owns a key of this limiter, and the key's name

@@ -3,154 +3,32 @@ package ringfence
 import (
 	"context"
 	"errors"
+	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// opKind is what an operation does.
-type opKind uint8
-
-const (
-	opCharge opKind = iota
-	opLook
-	opReset
-)
-
-// request is one decision on its way to a shard. It belongs to two sides, the caller
-// and the dispatcher, each of which may be done with it first; the last returns it to
-// the pool.
-type request struct {
-	kind  opKind
-	rule  *rule
-	cost  int64
-	count int64 // callers it stands for: 1, or 0 when it only tells a debit
-	hash  keyHash
-	name  []byte // the key in Redis
-
-	// What the key owes its shard, told along the way; empty when nothing.
-	debit string
-	owed  owed
-	from  *Limiter
-
-	limit int   // index in the table of limits of the call it is part of
-	due   int64 // when the caller will leave, ns of the dispatcher's clock
-
-	// The reply, written before done.
-	now     int64
-	status  int
-	granted int64
-	state   state
-	err     error
-	failed  error // its own error in an operation that did not fail as a whole
-
-	stage atomic.Uint32
-	fate  atomic.Uint32 // see settle.go
-	refs  atomic.Int32
-	op    atomic.Pointer[operation]
-	done  chan struct{} // holds one value once answered
-	timer *time.Timer
-	next  *request // the following one of the same AllowMany
-}
-
-// The stages of a request. Whoever moves it on by compare-and-swap owns the outcome.
-const (
-	stageQueued    uint32 = iota
-	stageSent             // it is being written: it may run
-	stageAnswered         // the reply is in it
-	stageAbandoned        // the caller left
-)
-
-// MarshalBinary is how go-redis writes the key without a copy.
-func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
-
-var requestPool = newRequestPool()
-
-func newRequestPool() *sync.Pool {
-	return &sync.Pool{New: func() any {
-		t := time.NewTimer(time.Hour)
-		t.Stop()
-		return &request{done: make(chan struct{}, 1), timer: t}
-	}}
-}
-
-func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
-	r := requestPool.Get().(*request)
-	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
-	r.name = space.append(r.name[:0], h)
-	r.now, r.status, r.granted, r.state, r.err, r.failed, r.next = 0, 0, 0, state{}, nil, nil, nil
-	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
-	r.fate.Store(fateOpen)
-	r.op.Store(nil)
-	r.stage.Store(stageQueued)
-	r.refs.Store(2)
-	return r
-}
-
-func (r *request) release() {
-	if r.refs.Add(-1) > 0 {
-		return
-	}
-	select {
-	case <-r.done:
-	default:
-	}
-	requestPool.Put(r)
-}
-
-// answer hands the request to the caller, if there is one. late is true when the caller
-// has left although the request was sent.
-func (r *request) answer(err error) (late bool) {
-	r.err = err
-	from := r.stage.Load()
-	for !r.stage.CompareAndSwap(from, stageAnswered) {
-		from = r.stage.Load()
-	}
-	if from == stageAbandoned {
-		return true
-	}
-	r.done <- struct{}{}
-	return false
-}
-
-// The ways a request fails without having been sent, or without a word from Redis.
-var (
-	errBudget    = errors.New("ringfence: the budget is spent")
-	errOverdue   = errors.New("ringfence: an operation in flight is older than the budget")
-	errQueueFull = errors.New("ringfence: the queue is full")
-	errOpen      = errors.New("ringfence: the circuit breaker is open")
-)
-
-// operation is one script call in flight, reported to the breaker exactly once: when it
-// ends, or before that when callers had to leave.
-type operation struct {
-	began  int64 // ns of the dispatcher's clock
-	report func(err error)
-	told   atomic.Bool
-	missed atomic.Bool
-}
-
-func (o *operation) end(err error) {
-	if o.told.CompareAndSwap(false, true) {
-		o.report(err)
-	}
-}
-
 // dispatcher carries requests to one server: a bounded queue and a bounded number of
 // operations in flight, each of as many requests as have gathered. A lone request leaves
-// at once; batches form by themselves while the operations in flight are under way. An
-// operation has its own time-out and knows nothing of the callers, who wait for as long
-// as their budget lasts and then go.
+// at once, carried by its own caller where the server's connections allow that; batches
+// form by themselves while operations are under way. An operation has its own time-out and
+// knows nothing of the callers, who wait for as long as their budget lasts and then go.
 type dispatcher struct {
-	queue   chan *request
+	queue   inbox
 	waiting atomic.Int64 // requests in the queue, those of chains counted one by one
-	stop    chan struct{}
-	stopped sync.WaitGroup
-	start   sync.Once
+	most    int64        // of waiting
+	alarm   *alarm       // when the next caller's time is over
+	gate    callGate     // counts the slots in use, so that close can wait for them
 
-	inFlight []atomic.Int64 // when each worker's operation began, ns of clock; 0: none
-	misses   atomic.Int64   // operations in a row that outlasted a budget
-	usual    atomic.Int64   // ns that nearly all operations take
+	slots   []slot
+	busy    atomic.Int64
+	company atomic.Int64 // callers a batch has had lately, in companyUnit
+	misses  atomic.Int64 // operations in a row that outlasted a budget
+	usual   atomic.Int64 // ns that nearly all operations take
+
+	taking sync.Mutex // held while a batch is taken from the queue; before slot.mu
 
 	maxBatch  int
 	maxWeight int64
@@ -158,11 +36,13 @@ type dispatcher struct {
 	budget    time.Duration // what callers usually wait
 	clock     func() int64  // ns, monotonic
 
+	// lean is the server, if it has connections that a caller may use itself.
+	lean func() *leanNode
 	// exec runs the requests, which are of one kind, and puts the replies into them.
 	exec func(ctx context.Context, reqs []*request) error
 	// begin asks for leave; report must be called once when it is given.
 	begin func() (report func(err error), err error)
-	// ended is told of each operation.
+	// ended is told of each operation and of how many callers it carried.
 	ended func(kind opKind, reqs int, took time.Duration, err error)
 	// lost is told of each request that was sent and whose caller did not get to know
 	// what became of it: late, because the caller had left when the reply came, or
@@ -174,6 +54,24 @@ type dispatcher struct {
 	verdict func(kind opKind, err error) error
 }
 
+// slot is the place of one operation in flight.
+type slot struct {
+	taken atomic.Bool
+	began atomic.Int64 // of the operation, ns of clock; 0: none
+
+	// For whoever has taken the slot.
+	wire    *wire    // a connection it has already
+	held    *request // the rest of a chain, to go next and by no other way
+	forming grouper
+	refused []*request // taken from the queue, but not to be sent: their callers have left
+	// The same, of callers who have not been told yet.
+	sentAway []*request
+
+	mu    sync.Mutex // guards batch against those who tell callers that their time is over
+	batch []*request // one for each entry
+	calls int
+}
+
 type dispatchConfig struct {
 	inFlight, maxBatch, queue int
 	timeout, budget           time.Duration
@@ -181,36 +79,39 @@ type dispatchConfig struct {
 }
 
 func newDispatcher(c dispatchConfig) *dispatcher {
-	return &dispatcher{
-		queue:     make(chan *request, c.queue),
-		stop:      make(chan struct{}),
-		inFlight:  make([]atomic.Int64, c.inFlight),
+	d := &dispatcher{
+		most:      int64(c.queue),
+		gate:      callGate{idle: make(chan struct{})},
+		slots:     make([]slot, c.inFlight),
 		maxBatch:  c.maxBatch,
-		maxWeight: int64(c.maxBatch) * 64,
+		maxWeight: heaviest,
 		timeout:   c.timeout,
 		budget:    c.budget,
 		clock:     c.clock,
+		lean:      func() *leanNode { return nil },
 	}
-}
-
-// begun starts the workers when the first request comes.
-func (d *dispatcher) begun() {
-	d.start.Do(func() {
-		select {
-		case <-d.stop:
-			return
-		default:
-		}
-		for i := range d.inFlight {
-			d.stopped.Add(1)
-			go d.work(&d.inFlight[i])
-		}
-	})
+	for i := range d.slots {
+		d.slots[i].forming = newGrouper(c.maxBatch)
+	}
+	d.alarm = newAlarm(c.clock, d.expire)
+	return d
 }
 
 // send queues a request, or a chain of them, without waiting. An error means that none
 // was sent and that the caller owns them alone.
 func (d *dispatcher) send(r *request, deadline int64) error {
+	err := d.post(r, deadline)
+	if err == nil {
+		d.kick()
+	}
+	return err
+}
+
+// post is send for somebody who will lead, or kick.
+func (d *dispatcher) post(r *request, deadline int64) error {
+	if d.gate.closed() {
+		return ErrClosed
+	}
 	if d.overdue(deadline) {
 		return errOverdue
 	}
@@ -219,26 +120,21 @@ func (d *dispatcher) send(r *request, deadline int64) error {
 		q.due = deadline
 		n++
 	}
-	d.begun()
-	if d.waiting.Add(n)-n >= int64(cap(d.queue)) { // a chain may be longer than the queue
+	if d.waiting.Add(n)-n >= d.most { // a chain may be longer than the queue
 		d.waiting.Add(-n)
 		return errQueueFull
 	}
-	select {
-	case d.queue <- r:
-		return nil
-	default:
-		d.waiting.Add(-n)
-		return errQueueFull
-	}
+	d.queue.push(r)
+	d.alarm.by(deadline)
+	return nil
 }
 
 // overdue says whether the oldest operation in flight has outlasted the budget: then
 // whoever comes now would only wait in vain.
 func (d *dispatcher) overdue(deadline int64) bool {
 	now := int64(0)
-	for i := range d.inFlight {
-		began := d.inFlight[i].Load()
+	for i := range d.slots {
+		began := d.slots[i].began.Load()
 		if began == 0 {
 			continue
 		}
@@ -252,51 +148,136 @@ func (d *dispatcher) overdue(deadline int64) bool {
 	return false
 }
 
-// wait waits for the answer until the deadline or until ctx ends. A request that is
-// given up is dropped unsent if it had not left; unsent says so.
-func (d *dispatcher) wait(ctx context.Context, r *request, deadline int64) (unsent bool, err error) {
-	select {
-	case <-r.done:
-		return false, r.err
-	default:
-	}
-	r.timer.Reset(time.Duration(deadline - d.clock()))
-	select {
-	case <-r.done:
-		r.timer.Stop()
-		return false, r.err
-	case <-r.timer.C:
-		err = errBudget
-	case <-ctx.Done():
-		r.timer.Stop()
-		err = ctx.Err()
-		if errors.Is(err, context.DeadlineExceeded) {
-			// The deadline was set to end before this one, but on a busy machine both
-			// can be over: the ladder still answers.
-			err = errBudget
+// companyUnit is one caller in company.
+const companyUnit = 64
+
+// crowded says whether there is company to be had.
+func (d *dispatcher) crowded() bool { return d.company.Load() >= 2*companyUnit }
+
+// inFlight is the number of operations under way.
+func (d *dispatcher) inFlight() (n int) {
+	for i := range d.slots {
+		if d.slots[i].began.Load() != 0 {
+			n++
 		}
 	}
-	switch {
-	case r.stage.CompareAndSwap(stageQueued, stageAbandoned):
-		return true, err
-	case r.stage.CompareAndSwap(stageSent, stageAbandoned):
-		if op := r.op.Load(); op != nil && errors.Is(err, errBudget) {
-			d.miss(op)
+	return n
+}
+
+// patience is how long requests wait at most for company while an operation is under way
+// and a slot is free.
+const patience = time.Millisecond
+
+// worthwhile is as many requests as are worth an operation of their own while another is
+// under way: more in one call save Redis little (docs/performance.md).
+const worthwhile = 16
+
+// heaviest is the most that Redis gets to do in one operation, in request.weight; a single
+// request may be heavier by itself. So no script runs for longer than 5 ms, on a machine of
+// the year 2020 that does nothing else (TestNoScriptRunsLongerThanItMay).
+const heaviest = 1024
+
+// acquire takes a free slot, or nil. Under load it waits for company: an operation beside
+// others leaves when half as many requests are waiting as batches have had lately, and
+// those that are under way, or the alarm, see to fewer.
+func (d *dispatcher) acquire() *slot {
+	busy := d.busy.Load()
+	if int(busy) >= len(d.slots) {
+		return nil
+	}
+	if busy > 0 && d.waiting.Load() < min(worthwhile, d.company.Load()/2/companyUnit) {
+		d.alarm.by(d.clock() + int64(patience))
+		return nil
+	}
+	return d.occupy()
+}
+
+// occupy is acquire for those who do not wait for company.
+func (d *dispatcher) occupy() *slot {
+	if !d.gate.enter() {
+		return nil
+	}
+	for i := range d.slots {
+		if s := &d.slots[i]; !s.taken.Load() && s.taken.CompareAndSwap(false, true) {
+			d.busy.Add(1)
+			return s
 		}
-		return false, err
-	default: // answered this very moment
-		<-r.done
-		return false, r.err
+	}
+	d.gate.leave()
+	return nil
+}
+
+func (d *dispatcher) free(s *slot) {
+	if s.wire != nil {
+		s.wire.pool.put(s.wire, nil)
+		s.wire = nil
+	}
+	s.taken.Store(false)
+	d.busy.Add(-1)
+	d.gate.leave()
+}
+
+// kick sees to it that somebody serves the queue.
+func (d *dispatcher) kick() {
+	if s := d.acquire(); s != nil {
+		go d.serve(s)
 	}
 }
 
-// miss notes that an operation outlasted a caller's budget. From the second such
-// operation in a row each counts as a failure: a server that is always too slow is as
-// good as down. An operation younger than two thirds of the budget is not to blame: its
-// caller had waited in the queue, or was in a hurry, and a hurried caller must not open
-// the breaker for everybody.
-func (d *dispatcher) miss(op *operation) {
-	if d.clock()-op.began < int64(d.budget)*2/3 {
+// call queues one request and waits for its answer, as wait does. A caller who finds a
+// slot free carries the batch itself, its own request and whatever else is waiting: that
+// saves a lone caller two changes of goroutine.
+func (d *dispatcher) call(ctx context.Context, r *request, deadline int64) (queued, unsent bool, err error) {
+	if err := d.post(r, deadline); err != nil {
+		return false, true, err
+	}
+	if s := d.acquire(); s != nil {
+		d.lead(ctx, s, r)
+	}
+	unsent, err = d.wait(ctx, r)
+	return true, unsent, err
+}
+
+// wait waits for the answer until the request's time is over or ctx ends. A request that is
+// given up is dropped unsent if it had not left; unsent says so.
+func (d *dispatcher) wait(ctx context.Context, r *request) (unsent bool, err error) {
+	if over := ctx.Done(); over == nil {
+		<-r.done
+	} else {
+		select {
+		case <-r.done:
+		case <-over:
+			if unsent, did := r.giveUp(); did {
+				err := ctx.Err()
+				if errors.Is(err, context.DeadlineExceeded) {
+					// The deadline was set to end after this request's, but on a busy machine
+					// both can be over: the ladder still answers.
+					err = errBudget
+					d.missed(r)
+				}
+				return unsent, err
+			}
+			<-r.done // answered, or given up, this very moment
+		}
+	}
+	switch r.stage.Load() {
+	case stageDropped:
+		return true, errBudget
+	case stageAbandoned:
+		d.missed(r)
+		return false, errBudget
+	}
+	return false, r.err
+}
+
+// missed notes that the operation a request is part of outlasted a caller's budget. From
+// the second such operation in a row each counts as a failure: a server that is always too
+// slow is as good as down. An operation younger than two thirds of the budget is not to
+// blame: its caller had waited in the queue, or was in a hurry, and a hurried caller must
+// not open the breaker for everybody.
+func (d *dispatcher) missed(r *request) {
+	op := r.op.Load()
+	if op == nil || d.clock()-op.began < int64(d.budget)*2/3 {
 		return
 	}
 	if op.missed.CompareAndSwap(false, true) && d.misses.Add(1) >= 2 {
@@ -304,108 +285,361 @@ func (d *dispatcher) miss(op *operation) {
 	}
 }
 
-// work is one operation at a time, over and over.
-func (d *dispatcher) work(began *atomic.Int64) {
-	defer d.stopped.Done()
-	batch := make([]*request, 0, d.maxBatch)
-	var held *request // taken from the queue, but of another kind or too heavy
+// expire gives up the requests whose time is over, and sets the alarm for the next.
+func (d *dispatcher) expire(now int64) {
+	next := int64(never)
+	check := func(r *request) {
+		if stage := r.stage.Load(); stage != stageQueued && stage != stageSent {
+			return
+		}
+		if r.due > now {
+			next = min(next, r.due)
+		} else if _, did := r.giveUp(); did {
+			r.done <- struct{}{}
+		}
+	}
+	// The queue first: what leaves it meanwhile is found in its slot.
+	d.taking.Lock()
+	d.queue.turn()
+	for r := d.queue.head; r != nil; r = r.link {
+		for q := r; q != nil; q = q.next {
+			check(q)
+		}
+	}
+	for i := range d.slots {
+		for q := d.slots[i].held; q != nil; q = q.next {
+			check(q)
+		}
+	}
+	d.taking.Unlock()
+	for i := range d.slots {
+		s := &d.slots[i]
+		s.mu.Lock()
+		for _, e := range s.batch {
+			for r := e; r != nil; r = r.follow {
+				check(r)
+			}
+		}
+		s.mu.Unlock()
+	}
+	if next != never {
+		d.alarm.by(next)
+	}
+	if d.waiting.Load() > 0 {
+		// They may have been waiting for company.
+		if s := d.occupy(); s != nil {
+			go d.serve(s)
+		}
+	}
+}
+
+// gather fills the slot with a batch of what is waiting, and says whether own is in it.
+// Nobody waits for company: only what is there already comes along.
+func (d *dispatcher) gather(s *slot, own *request) (mine bool) {
+	usual := d.usual.Load()
+	soonest := int64(0) // the earliest due that can still be met
+	if reach := usual + usual/8; usual > 0 && reach < int64(d.budget) {
+		soonest = d.clock() + reach
+	}
+	d.taking.Lock()
+	s.mu.Lock()
+	s.batch = s.batch[:0]
+	s.forming.reset()
+	weight, taken, late := int64(0), int64(0), false
 	for {
-		head := held
-		held = nil
-		if head == nil {
-			select {
-			case head = <-d.queue:
-			case <-d.stop:
-				return
-			}
+		r := s.held
+		if r == nil {
+			r = d.queue.peek()
 		}
-		batch = batch[:0]
-		weight := int64(0)
-		kind := head.kind
-		usual := d.usual.Load()
-		soonest := int64(0) // the earliest due that can still be met
-		if reach := usual + usual/8; usual > 0 && reach < int64(d.budget) {
-			soonest = d.clock() + reach
+		if r == nil || !d.fits(s, r, weight) {
+			break
 		}
-		doubted := false
-		for r := head; r != nil; {
-			// Nobody waits for company: only what is there already comes along.
-			if r.kind != kind || len(batch) == d.maxBatch || (len(batch) > 0 && weight+r.weight() > d.maxWeight) {
-				held = r
-				break
-			}
-			next := r.next
-			r.next = nil
-			weight += r.weight()
-			d.waiting.Add(-1)
-			switch {
-			case !r.stage.CompareAndSwap(stageQueued, stageSent):
-				d.settle(r, errBudget)
-				r.release()
-			case r.due < soonest:
-				// Sent now it would be charged, and answered when its caller has left. Of
-				// more callers than a shard can serve, those at the head of the queue are
-				// always about to leave: serving them would be serving nobody.
-				d.settle(r, errBudget)
-				r.answer(errBudget)
-				r.release()
-				doubted = true
-			default:
-				batch = append(batch, r)
-			}
-			if r = next; r != nil {
-				continue
-			}
-			select {
-			case r = <-d.queue:
-			default:
-			}
+		if s.held == nil {
+			d.queue.pop()
 		}
-		if doubted {
-			// A wrong guess would never be found out if nothing were sent. Once a sweep, not
-			// once a request: a long queue would unlearn it altogether.
-			d.usual.CompareAndSwap(usual, usual-usual/64)
+		s.held, r.next = r.next, nil
+		taken++
+		switch {
+		case r.stage.Load() != stageQueued || (r.due >= soonest && !r.stage.CompareAndSwap(stageQueued, stageSent)):
+			s.refused = append(s.refused, r) // its caller has left
+		case r.due < soonest:
+			// Sent now it would be charged, and answered when its caller has left. Of more
+			// callers than a shard can serve, those at the head of the queue are always about
+			// to leave: serving them would be serving nobody.
+			if _, did := r.giveUp(); did {
+				s.sentAway = append(s.sentAway, r)
+			} else {
+				s.refused = append(s.refused, r)
+			}
+			late = true
+		default:
+			weight += r.weight(s.forming.joins(r))
+			s.batch = s.forming.add(s.batch, r)
+			mine = mine || r == own
 		}
-		if len(batch) > 0 {
-			d.run(kind, batch, began)
+	}
+	s.calls = s.forming.calls
+	more := d.queue.head != nil
+	s.mu.Unlock()
+	d.taking.Unlock()
+	d.waiting.Add(-taken)
+	if late {
+		// A wrong guess would never be found out if nothing were sent. Once a sweep, not
+		// once a request: a long queue would unlearn it altogether.
+		d.usual.CompareAndSwap(usual, usual-usual/64)
+	}
+	for i, r := range s.refused {
+		d.settle(r, errBudget)
+		r.release()
+		s.refused[i] = nil
+	}
+	s.refused = s.refused[:0]
+	for i, r := range s.sentAway {
+		d.settle(r, errBudget) // first: its caller's next step depends on it
+		r.done <- struct{}{}
+		r.release()
+		s.sentAway[i] = nil
+	}
+	s.sentAway = s.sentAway[:0]
+	if s.calls > 0 {
+		company := d.company.Load()
+		d.company.Store(company + (int64(s.calls)*companyUnit-company)/8)
+	}
+	if more {
+		d.kick()
+	}
+	return mine
+}
+
+// fits says whether the batch takes one more request.
+func (d *dispatcher) fits(s *slot, r *request, weight int64) bool {
+	if len(s.batch) == 0 {
+		return true
+	}
+	joins := s.forming.joins(r)
+	if r.kind != s.batch[0].kind || weight+r.weight(joins) > d.maxWeight || s.forming.calls >= maxCalls(d.maxBatch) {
+		return false
+	}
+	return joins || len(s.batch) < d.maxBatch
+}
+
+// serve carries one batch after another until nothing is waiting.
+func (d *dispatcher) serve(s *slot) {
+	for {
+		if len(s.batch) > 0 {
+			d.run(s)
+		}
+		if d.gate.closed() {
+			d.free(s)
+			return
+		}
+		if d.crowded() {
+			// Those who were just answered are about to come back: they, and not time, are
+			// waited for.
+			runtime.Gosched()
+		}
+		d.gather(s, nil)
+		if len(s.batch) > 0 || s.held != nil {
+			continue
+		}
+		d.free(s)
+		if d.queue.top.Load() == nil {
+			return
+		}
+		// Somebody came before the slot was free, and relies on it.
+		if s = d.acquire(); s == nil {
+			return
 		}
 	}
 }
 
-// weight is roughly how long Redis takes for it, in token buckets.
-func (r *request) weight() int64 {
-	if r.rule != nil && r.rule.algo == algoSlidingLog {
-		return 1 + r.cost/2
-	}
-	return 1
-}
-
-func (d *dispatcher) run(kind opKind, batch []*request, began *atomic.Int64) {
-	report, err := d.begin()
-	if err != nil {
-		d.finish(batch, err)
+// lead carries one batch for the caller of own, for as long as that has time.
+func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
+	lean := d.lean()
+	if lean == nil {
+		go d.serve(s)
 		return
 	}
-	start := d.clock()
-	op := &operation{began: start, report: report}
-	for _, r := range batch {
-		r.op.Store(op)
+	if s.wire = lean.wires.ready(); s.wire == nil {
+		go d.serve(s) // connecting takes longer than a caller has
+		return
 	}
-	began.Store(max(start, 1))
+	if d.crowded() {
+		runtime.Gosched()
+	}
+	if !d.gather(s, own) {
+		if len(s.batch) > 0 {
+			go d.serve(s)
+		} else {
+			d.next(s)
+		}
+		return
+	}
+	op := d.open(s)
+	if op == nil {
+		d.next(s)
+		return
+	}
+	w := s.wire
+	w.start(&lean.say, s.batch[0].kind, s.batch)
+	now := d.clock()
+	limit := op.began + int64(d.timeout)
+	until := time.Now().Add(time.Duration(min(own.due, limit) - now))
+	stop := func() bool { return true }
+	if ctx.Done() != nil {
+		stop = context.AfterFunc(ctx, w.interruptible())
+	}
+	ended, err := w.goOn(&lean.say, until)
+	stop()
+	w.over()
+	if !ended {
+		// The reply needs a reader still, and the others' requests may have more time.
+		go func() {
+			d.finish(s, op, d.rest(lean, s, op))
+			d.serve(s)
+		}()
+		return
+	}
+	d.finish(s, op, d.hangUp(s, err))
+	d.next(s)
+}
+
+// next hands the slot of a caller who is done on to those who are waiting.
+func (d *dispatcher) next(s *slot) {
+	if s.held != nil || d.waiting.Load() > 0 {
+		go d.serve(s)
+		return
+	}
+	d.free(s)
+	if d.queue.top.Load() != nil {
+		d.kick()
+	}
+}
+
+// rest carries a started operation on to its end.
+func (d *dispatcher) rest(lean *leanNode, s *slot, op *operation) error {
+	left := time.Duration(op.began + int64(d.timeout) - d.clock())
+	ended, err := s.wire.goOn(&lean.say, time.Now().Add(left))
+	if !ended && err == nil {
+		err = os.ErrDeadlineExceeded
+	}
+	return d.hangUp(s, err)
+}
+
+// hangUp gives the connection back.
+func (d *dispatcher) hangUp(s *slot, err error) error {
+	w := s.wire
+	s.wire = nil
+	w.pool.put(w, err)
+	return err
+}
+
+// open begins an operation; if the breaker does not let it, it is over already.
+func (d *dispatcher) open(s *slot) *operation {
+	report, err := d.begin()
+	if err != nil {
+		d.answer(s, err)
+		return nil
+	}
+	op := &operation{kind: s.batch[0].kind, began: d.clock(), report: report}
+	for _, e := range s.batch {
+		for r := e; r != nil; r = r.follow {
+			r.op.Store(op)
+		}
+	}
+	s.began.Store(max(op.began, 1))
+	return op
+}
+
+// run carries the batch of the slot from beginning to end.
+func (d *dispatcher) run(s *slot) {
+	op := d.open(s)
+	if op == nil {
+		return
+	}
+	lean := d.lean()
+	if lean == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
+		err := d.exec(ctx, s.batch)
+		cancel()
+		d.finish(s, op, err)
+		return
+	}
+	if s.wire != nil && s.wire.pool != lean.wires { // the primary has changed
+		s.wire.pool.put(s.wire, nil)
+		s.wire = nil
+	}
+	if s.wire == nil {
+		s.wire = lean.wires.ready()
+	}
+	if s.wire == nil {
+		if err := d.connect(lean, s); err != nil {
+			d.finish(s, op, err)
+			return
+		}
+		if len(s.batch) == 0 {
+			op.kind = opLook // connecting proves no more than a look does
+			d.finish(s, op, nil)
+			return
+		}
+	}
+	s.wire.start(&lean.say, s.batch[0].kind, s.batch)
+	d.finish(s, op, d.rest(lean, s, op))
+}
+
+// connect makes a connection for the slot. Those whose callers have left meanwhile are
+// dropped: nothing has been sent.
+func (d *dispatcher) connect(lean *leanNode, s *slot) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
-	err = d.exec(ctx, batch)
-	cancel()
-	took := time.Duration(d.clock() - start)
-	began.Store(0)
-	d.ended(kind, len(batch), took, err)
+	defer cancel()
+	var err error
+	if s.wire, err = lean.wires.connect(ctx); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	entries := append([]*request(nil), s.batch...)
+	s.batch = s.batch[:0]
+	s.forming.reset()
+	for _, e := range entries {
+		e.count = min(e.count, 1)
+		for r := e; r != nil; {
+			next := r.follow
+			r.group = group{}
+			if r.stage.Load() == stageAbandoned {
+				s.refused = append(s.refused, r)
+			} else {
+				s.batch = s.forming.add(s.batch, r)
+			}
+			r = next
+		}
+	}
+	s.calls = s.forming.calls
+	s.mu.Unlock()
+	for i, r := range s.refused {
+		d.settle(r, errBudget)
+		d.lost(r, errBudget, true)
+		r.release()
+		s.refused[i] = nil
+	}
+	s.refused = s.refused[:0]
+	return nil
+}
+
+// finish ends an operation.
+func (d *dispatcher) finish(s *slot, op *operation, err error) {
+	took := time.Duration(d.clock() - op.began)
+	s.began.Store(0)
+	if len(s.batch) > 0 {
+		d.ended(s.batch[0].kind, s.calls, took, err)
+	}
 	if !op.missed.Load() {
 		d.misses.Store(0)
 	}
 	if err == nil {
 		d.learn(int64(took))
 	}
-	op.end(d.verdict(kind, err))
-	d.finish(batch, err)
+	op.end(d.verdict(op.kind, err))
+	d.answer(s, err)
 }
 
 // learn keeps what nearly all operations take: up with those that take longer by half the
@@ -428,29 +662,38 @@ func (d *dispatcher) settle(r *request, err error) {
 	}
 }
 
-func (d *dispatcher) finish(batch []*request, err error) {
-	for i, r := range batch {
+// answer hands every request of the batch to its caller.
+func (d *dispatcher) answer(s *slot, err error) {
+	s.mu.Lock()
+	batch := s.batch
+	s.batch = s.batch[:0] // the elements are ours still
+	s.mu.Unlock()
+	for i, e := range batch {
 		own := err
 		if own == nil {
-			own = r.failed
+			own = e.failed
 		}
-		d.settle(r, own)
-		if late := r.answer(own); late || own != nil {
-			d.lost(r, own, late)
+		d.settle(e, own)
+		spread(e)
+		for r := e; r != nil; {
+			next := r.follow
+			if late := r.answer(own); late || own != nil {
+				d.lost(r, own, late)
+			}
+			r.release()
+			r = next
 		}
-		r.release()
 		batch[i] = nil
 	}
 }
 
-// close ends the workers once their operations have ended, which the channel it returns
-// tells, and answers what is left in the queue.
+// close ends the operations; the channel it returns tells when they have ended and what was
+// left in the queue has been answered.
 func (d *dispatcher) close() <-chan struct{} {
-	close(d.stop)
-	d.start.Do(func() {})
+	d.gate.close()
 	ended := make(chan struct{})
 	go func() {
-		d.stopped.Wait()
+		<-d.gate.idle
 		d.drain()
 		close(ended)
 	}()
@@ -458,20 +701,28 @@ func (d *dispatcher) close() <-chan struct{} {
 }
 
 func (d *dispatcher) drain() {
-	for {
-		select {
-		case r := <-d.queue:
-			for r != nil {
-				next := r.next
-				d.waiting.Add(-1)
-				if r.stage.CompareAndSwap(stageQueued, stageSent) {
-					r.answer(ErrClosed)
-				}
-				r.release()
-				r = next
+	d.taking.Lock()
+	var left []*request
+	for r := d.queue.peek(); r != nil; r = d.queue.peek() {
+		d.queue.pop()
+		left = append(left, r)
+	}
+	for i := range d.slots {
+		if held := d.slots[i].held; held != nil {
+			d.slots[i].held = nil
+			left = append(left, held)
+		}
+	}
+	d.taking.Unlock()
+	for _, r := range left {
+		for r != nil {
+			next := r.next
+			d.waiting.Add(-1)
+			if r.stage.CompareAndSwap(stageQueued, stageSent) {
+				r.answer(ErrClosed)
 			}
-		default:
-			return
+			r.release()
+			r = next
 		}
 	}
 }

@@ -90,7 +90,7 @@ func (b *dispatchBench) call(ctx context.Context, cost int64, budget time.Durati
 		return true, err
 	}
 	defer r.release()
-	return b.wait(ctx, r, deadline)
+	return b.wait(ctx, r)
 }
 
 func (b *dispatchBench) set(takes time.Duration, fails error) {
@@ -172,7 +172,7 @@ func TestOnlyRequestsOfOneKindShareAnOperation(t *testing.T) {
 			synctest.Wait()
 		}
 		for _, r := range reqs {
-			if _, err := b.wait(t.Context(), r, deadline); err != nil {
+			if _, err := b.wait(t.Context(), r); err != nil {
 				t.Error(err)
 			}
 			r.release()
@@ -186,7 +186,7 @@ func TestHeavyRequestsDoNotShareAnOperation(t *testing.T) {
 	inBubble(t, c, func(t *testing.T, b *dispatchBench) {
 		b.set(time.Millisecond, nil)
 		b.rule = compiled(t, SlidingLog{Limit: 1000, Window: time.Hour}) // a unit is half a bucket's work
-		b.maxWeight = 256                                                // 4 x 64
+		b.maxWeight = 512
 		var callers sync.WaitGroup
 		for _, cost := range []int64{1, 300, 200, 5, 1000, 2} {
 			callers.Go(func() {
@@ -218,7 +218,7 @@ func TestAChainIsCarriedInOrderByOneOperationAfterAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, r := range reqs {
-			if _, err := b.wait(t.Context(), r, deadline); err != nil {
+			if _, err := b.wait(t.Context(), r); err != nil {
 				t.Error(err)
 			}
 			r.release()
@@ -543,7 +543,7 @@ func TestManyCallersWithAllKindsOfEndsGetTheirOwnAnswers(t *testing.T) {
 						r.release()
 						r.release()
 					} else {
-						if _, err := b.wait(ctx, r, deadline); err == nil && r.state.a != int64(c*1000+i) {
+						if _, err := b.wait(ctx, r); err == nil && r.state.a != int64(c*1000+i) {
 							t.Errorf("caller %d call %d got the answer to %d", c, i, r.state.a)
 						}
 						r.release()

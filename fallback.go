@@ -93,7 +93,7 @@ func (l *Limiter) fallBackOne(ctx context.Context, e *manyEntry, look *request, 
 	var said *state
 	if look != nil {
 		defer look.release()
-		if _, err := s.looks.wait(ctx, look, deadline); err == nil && look.status == statusDecided {
+		if _, err := s.looks.wait(ctx, look); err == nil && look.status == statusDecided {
 			said = &look.state
 		}
 	}
@@ -135,7 +135,7 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 		return d, 0, false
 	}
 	defer r.release()
-	if _, err := s.looks.wait(ctx, r, deadline); err != nil || r.status != statusDecided {
+	if _, err := s.looks.wait(ctx, r); err != nil || r.status != statusDecided {
 		return d, 0, false
 	}
 	d, ok = s.decideShare(l, h, cost, charge, &r.state, epoch)

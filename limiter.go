@@ -145,7 +145,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		r.release()
 		return fmt.Errorf("%w: shard %s: %w", ErrUnavailable, s.id, err)
 	}
-	_, err = s.charges.wait(ctx, r, deadline)
+	_, err = s.charges.wait(ctx, r)
 	r.release()
 	if canceled(ctx, err) {
 		return ctx.Err()
@@ -226,13 +226,14 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 			return d, CauseNone, nil, nil
 		}
 	}
-	if err := s.charges.send(r, deadline); err != nil {
+	queued, unsent, err := s.charges.call(ctx, r, deadline)
+	if !queued {
 		s.charges.settle(r, err)
 		r.release()
 		r.release()
 		return d, causeOf(err), nil, nil
 	}
-	return l.hear(ctx, s, r, deadline)
+	return l.hear(ctx, s, r, unsent, err)
 }
 
 // part releases a request that its caller left. d is what the ladder answered instead, nil
@@ -247,9 +248,9 @@ func (s *shard) part(left *request, d *Decision) {
 	left.release()
 }
 
-// hear waits for the answer to a request that was sent, and releases it unless it is left.
-func (l *Limiter) hear(ctx context.Context, s *shard, r *request, deadline int64) (d Decision, cause Cause, left *request, err error) {
-	unsent, err := s.charges.wait(ctx, r, deadline)
+// hear makes a decision of the answer to a request that was sent, and releases it unless it
+// is left. unsent and err are what waiting for it ended with.
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, unsent bool, err error) (d Decision, cause Cause, left *request, _ error) {
 	if err != nil {
 		if canceled(ctx, err) {
 			r.release()
@@ -312,7 +313,7 @@ func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
 	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
 }
 
-// AllowMany asks for many keys at once: up to Config.MaxBatch keys of a shard in one round
+// AllowMany asks for many keys at once: up to Config.MaxBatch entries of a shard in one round
 // trip, more of them in several, Config.InFlight side by side. The decisions are in the
 // order of the requests; repeats of a key are decided in that order. It is not
 // atomic: some may be admitted and others denied. One invalid entry is an error, and
@@ -346,7 +347,8 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		if e.req == nil {
 			continue
 		}
-		d, cause, left, err := l.hear(ctx, e.shard, e.req, e.shard.split(start, deadline))
+		unsent, err := e.shard.charges.wait(ctx, e.req)
+		d, cause, left, err := l.hear(ctx, e.shard, e.req, unsent, err)
 		out[i], e.cause, e.left = d, cause, left
 		if err != nil {
 			ended = err
@@ -435,7 +437,7 @@ func chain(entries []manyEntry, to func(*shard) *dispatcher) []*chains {
 		c.of = append(c.of, i)
 	}
 	for _, c := range all {
-		c.count = uint64(min(len(c.d.inFlight), (len(c.of)+c.d.maxBatch-1)/c.d.maxBatch))
+		c.count = uint64(min(len(c.d.slots), (len(c.of)+c.d.maxBatch-1)/c.d.maxBatch))
 		c.heads, c.tails = make([]*request, c.count), make([]*request, c.count)
 		for _, i := range c.of {
 			c.link(entries[i].req, entries[i].hash.lo%c.count)

@@ -286,7 +286,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		state := s.breaker.stats().State
 		states[state]++
 		gauge("circuit_state", float64(state), s.id)
-		gauge("inflight_operations", float64(s.inFlight()), s.id)
+		gauge("inflight_operations", float64(s.charges.inFlight()), s.id)
 		gauge("queue_entries", float64(s.charges.waiting.Load()), s.id)
 		gauge("ring_key_share_ratio", m.ring.share(s), s.id)
 		s.mu.Lock()

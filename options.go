@@ -100,7 +100,9 @@ type Config struct {
 	// InFlight is the most operations under way at once per shard, each on a connection
 	// of its own: 1 to 256, default 4.
 	InFlight int
-	// MaxBatch is the most calls one operation carries: 1 to 256, default 64.
+	// MaxBatch is the most entries one operation carries: 1 to 256, default 64. Calls that
+	// ask for the same cost of one key share an entry, so that an operation carries up to
+	// 16 times as many calls; with 1 it carries one call.
 	MaxBatch int
 	// Queue is the most calls waiting for an operation per shard, the entries of AllowMany
 	// counted one by one: 1 to 1,000,000, default 4,096. Beyond it calls take the ladder at

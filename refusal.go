@@ -34,19 +34,10 @@ const readonly = " readonly"
 
 // lockout is how things stand with one address.
 type lockout struct {
-	word  serverWord
+	word  serverError
 	until time.Time
 	tries int
 }
-
-// serverWord is what a server said, like the errors of go-redis.
-type serverWord string
-
-// Error is the word.
-func (w serverWord) Error() string { return string(w) }
-
-// RedisError marks it as one of a server.
-func (serverWord) RedisError() {}
 
 func newRefusals(c Config) *refusals {
 	return &refusals{now: c.Now, draw: c.Rand, by: map[string]*lockout{}}
@@ -91,7 +82,7 @@ func (g *refusals) refused(addr, word string) {
 		g.by[addr] = r
 		g.any.Store(true)
 	}
-	r.word = serverWord(word)
+	r.word = serverError(word)
 }
 
 // accepted notes that it does.

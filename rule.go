@@ -33,7 +33,8 @@ type rule struct {
 	// bucket is worth bq us and br n-ths of one.
 	n, p, pq, pr, bq, br int64
 
-	args [limitArgs]any // what the script gets
+	args  [limitArgs]any // what the script gets
+	words string         // the same as it is sent
 }
 
 const micro = int64(time.Microsecond)
@@ -91,6 +92,7 @@ func (b TokenBucket) compile() (*rule, error) {
 	unit := strconv.FormatInt(n, 10) + ":" + strconv.FormatInt(p, 10) + ":" + strconv.FormatInt(b.Burst, 10)
 	r.setArgs(r.n, r.pq, r.pr, r.bq, r.br, b.Burst)
 	r.args[limitArgs-1] = unit
+	r.seal()
 	return r, nil
 }
 
@@ -107,7 +109,17 @@ func (l SlidingLog) compile() (*rule, error) {
 		window: int64(l.Window) / micro,
 	}
 	r.setArgs(l.Limit, r.window)
+	r.seal()
 	return r, nil
+}
+
+// seal makes the words of the arguments.
+func (r *rule) seal() {
+	var b []byte
+	for _, a := range r.args {
+		b = appendBulk(b, a.(string))
+	}
+	r.words = string(b)
 }
 
 func (r *rule) setArgs(numbers ...int64) {

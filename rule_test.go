@@ -50,7 +50,7 @@ func TestALimitIsCompiledToLowestTerms(t *testing.T) {
 		if args := strings.Trim(fmt.Sprint(got.args), "[]"); args != c.args {
 			t.Errorf("%s: arguments %q, want %q", c.limit, args, c.args)
 		}
-		c.want.algo, c.want.args = got.algo, got.args
+		c.want.algo, c.want.args, c.want.words = got.algo, got.args, got.words
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.limit, got, c.want)
 		}

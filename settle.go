@@ -430,7 +430,7 @@ func (s *shard) settleSome() bool {
 		sent = append(sent, r)
 	}
 	for _, r := range sent {
-		if _, err := s.charges.wait(context.Background(), r, most+int64(time.Millisecond)); err != nil {
+		if _, err := s.charges.wait(context.Background(), r); err != nil {
 			ok = false
 		}
 		r.release()

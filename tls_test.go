@@ -261,7 +261,7 @@ func TestTLSThatFailsIsLoggedAndTakesTheLadder(t *testing.T) {
 		{"another name", overTLS(elsewhere), trusting, "127.0.0.1", "dial"},
 		{"no client certificate", overTLS(mutual), trusting, "certificate required", "dial"},
 		{"a stranger's client certificate", overTLS(mutual), &tls.Config{RootCAs: a.roots(), Certificates: []tls.Certificate{stranger.client(t, "service")}}, "tls:", "dial"},
-		{"no TLS to a port that wants it", "redis://" + server.Addr(), nil, "EOF", "eof"},
+		{"no TLS to a port that wants it", "redis://" + server.Addr(), nil, "EOF", "dial"},
 		{"TLS to a port that has none", overTLS(plain), trusting, "", ""},
 	} {
 		for _, dialer := range []string{"", ", own dialer"} {

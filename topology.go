@@ -98,8 +98,11 @@ func nodesOf(raw string, c nodeConfig, plain bool) ([]node, error) {
 	if t.kind == sentinelSet {
 		return newSentinelNodes(t, c), nil
 	}
-	n, err := newRedisNode(raw, c, plain)
-	return []node{n}, err
+	n, err := newLeanNode(raw, c, plain)
+	if err != nil {
+		return nil, err
+	}
+	return []node{n}, nil
 }
 
 // newShardOf makes a shard whose servers fill puts in, the primary first.
@@ -117,6 +120,10 @@ func newShardOf(r *Ring, id string, index int, fill func(s *shard) error) (*shar
 		budget -= budget / 4 // see split
 	}
 	s.charges = s.dispatch(s.breaker, r.config.InFlight, budget, s.exec)
+	s.charges.lean = func() *leanNode {
+		n, _ := s.nodes[s.primary.Load()].(*leanNode)
+		return n
+	}
 	if len(s.nodes) > 1 {
 		s.replicas = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probeReplicas, func(_, _ BreakerState) {})
 		s.looks = s.dispatch(s.replicas, min(2, r.config.InFlight), r.config.Budget/4, s.execReplica)
@@ -228,7 +235,7 @@ func (s *shard) lost(r *request, err error, late bool) {
 	switch {
 	case r.kind != opCharge:
 	case err != nil:
-		if !errors.Is(err, errOpen) && classify(err).ran {
+		if !notSent(err) && classify(err).ran {
 			s.metrics.unknownCharge(r.cost * r.count)
 		}
 		s.conclude(r, fateEnded)

@@ -1,0 +1,107 @@
+package ringfence
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// inbox is a queue without a lock for those who put in: they push onto a stack, and who
+// takes out, one at a time, takes all of it and turns it around.
+type inbox struct {
+	top atomic.Pointer[request] // the newest
+
+	// The oldest first; for whoever takes out, under the dispatcher's lock.
+	head, tail *request
+}
+
+func (q *inbox) push(r *request) {
+	for {
+		top := q.top.Load()
+		r.link = top
+		if q.top.CompareAndSwap(top, r) {
+			return
+		}
+	}
+}
+
+// peek is the oldest, or nil.
+func (q *inbox) peek() *request {
+	if q.head == nil {
+		q.turn()
+	}
+	return q.head
+}
+
+// turn puts what has come since the last time behind what is there.
+func (q *inbox) turn() {
+	if q.top.Load() == nil {
+		return
+	}
+	newest := q.top.Swap(nil)
+	var oldest *request
+	for r := newest; r != nil; {
+		below := r.link
+		r.link, oldest = oldest, r
+		r = below
+	}
+	if q.head == nil {
+		q.head = oldest
+	} else {
+		q.tail.link = oldest
+	}
+	q.tail = newest
+}
+
+// pop takes out what peek showed.
+func (q *inbox) pop() {
+	r := q.head
+	q.head, r.link = r.link, nil
+	if q.head == nil {
+		q.tail = nil
+	}
+}
+
+// alarm calls a function at the earliest of the instants it was given since the last call.
+// It is one timer for all who wait: setting it costs nobody anything but the one whose
+// instant is earlier than all others'.
+type alarm struct {
+	clock func() int64
+	next  atomic.Int64
+	mu    sync.Mutex // guards the timer's setting
+	timer *time.Timer
+}
+
+const never = math.MaxInt64
+
+func newAlarm(clock func() int64, f func(now int64)) *alarm {
+	a := &alarm{clock: clock}
+	a.next.Store(never)
+	a.timer = time.AfterFunc(time.Hour, func() {
+		// By the clock that set it, it is at least the instant it was set to.
+		if at := a.next.Swap(never); at != never {
+			f(max(at, clock()))
+		}
+	})
+	a.timer.Stop()
+	return a
+}
+
+// by makes the call happen at the instant at the latest.
+func (a *alarm) by(at int64) {
+	for {
+		next := a.next.Load()
+		if at >= next {
+			return
+		}
+		if a.next.CompareAndSwap(next, at) {
+			break
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if next := a.next.Load(); next != never {
+		a.timer.Reset(time.Duration(next - a.clock()))
+	}
+}

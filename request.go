@@ -1,0 +1,159 @@
+package ringfence
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+)
+
+// opKind is what an operation does.
+type opKind uint8
+
+const (
+	opCharge opKind = iota
+	opLook
+	opReset
+)
+
+// request is one decision on its way to a shard. It belongs to two sides, the caller
+// and the dispatcher, each of which may be done with it first; the last returns it to
+// the pool.
+type request struct {
+	kind  opKind
+	rule  *rule
+	cost  int64
+	count int64 // callers it stands for: 1, or 0 when it only tells a debit; see group
+	hash  keyHash
+	name  []byte // the key in Redis
+
+	// What the key owes its shard, told along the way; empty when nothing.
+	debit string
+	owed  owed
+	from  *Limiter
+
+	limit int   // index in the table of limits of the call it is part of
+	due   int64 // when the caller will leave, ns of the dispatcher's clock
+
+	// The reply, written before done.
+	now     int64
+	status  int
+	granted int64
+	state   state
+	err     error
+	failed  error // its own error in an operation that did not fail as a whole
+
+	stage atomic.Uint32
+	fate  atomic.Uint32 // see settle.go
+	refs  atomic.Int32
+	op    atomic.Pointer[operation]
+	done  chan struct{} // holds one value once answered, or given up
+	next  *request      // the following one of the same AllowMany
+	link  *request      // the following one in the queue
+	group               // of an entry, in the first of its requests
+}
+
+// The stages of a request. Whoever moves it on by compare-and-swap owns the outcome.
+const (
+	stageQueued    uint32 = iota
+	stageSent             // it is being written: it may run
+	stageAnswered         // the reply is in it
+	stageDropped          // the caller left before it was sent
+	stageAbandoned        // the caller left after it was sent
+)
+
+// MarshalBinary is how go-redis writes the key without a copy.
+func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
+
+var requestPool = newRequestPool()
+
+func newRequestPool() *sync.Pool {
+	return &sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
+}
+
+func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
+	r := requestPool.Get().(*request)
+	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
+	r.name = space.append(r.name[:0], h)
+	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
+	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
+	r.next, r.link, r.group = nil, nil, group{}
+	r.fate.Store(fateOpen)
+	r.op.Store(nil)
+	r.stage.Store(stageQueued)
+	r.refs.Store(2)
+	return r
+}
+
+func (r *request) release() {
+	if r.refs.Add(-1) > 0 {
+		return
+	}
+	select {
+	case <-r.done:
+	default:
+	}
+	requestPool.Put(r)
+}
+
+// answer hands the request to the caller, if there is one. late is true when the caller
+// has left although the request was sent.
+func (r *request) answer(err error) (late bool) {
+	if r.gone() {
+		return true
+	}
+	r.err = err
+	if !r.stage.CompareAndSwap(stageSent, stageAnswered) {
+		return true
+	}
+	r.done <- struct{}{}
+	return false
+}
+
+// gone says whether the caller left after the request was sent.
+func (r *request) gone() bool { return r.stage.Load() == stageAbandoned }
+
+// giveUp takes the request back for a caller whose time is over. It says whether it was
+// the one who did; then unsent says whether it had not been sent.
+func (r *request) giveUp() (unsent, did bool) {
+	if r.stage.CompareAndSwap(stageQueued, stageDropped) {
+		return true, true
+	}
+	return false, r.stage.CompareAndSwap(stageSent, stageAbandoned)
+}
+
+// weight is roughly how long Redis takes for it, in units that a sliding log adds; a token
+// bucket takes as long as two of those. joins: as part of an entry that is there already.
+func (r *request) weight(joins bool) int64 {
+	w := int64(2)
+	if joins {
+		w = 0
+	}
+	if r.rule != nil && r.rule.algo == algoSlidingLog {
+		w += r.cost + r.owed.units
+	}
+	return w
+}
+
+// The ways a request fails without having been sent, or without a word from Redis.
+var (
+	errBudget    = errors.New("ringfence: the budget is spent")
+	errOverdue   = errors.New("ringfence: an operation in flight is older than the budget")
+	errQueueFull = errors.New("ringfence: the queue is full")
+	errOpen      = errors.New("ringfence: the circuit breaker is open")
+)
+
+// operation is one script call in flight, reported to the breaker exactly once: when it
+// ends, or before that when callers had to leave.
+type operation struct {
+	kind   opKind
+	began  int64 // ns of the dispatcher's clock
+	report func(err error)
+	told   atomic.Bool
+	missed atomic.Bool
+}
+
+func (o *operation) end(err error) {
+	if o.told.CompareAndSwap(false, true) {
+		o.report(err)
+	}
+}

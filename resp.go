@@ -1,0 +1,278 @@
+package ringfence
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// This file is the Redis protocol (RESP2), as much of it as an operation needs: commands
+// of bulk strings out, and in an integer, an array of integers or an error. What comes in
+// is believed only as far as it is the one reply that can come.
+
+// serverError is what a server answered instead of a reply.
+type serverError string
+
+// Error is the server's words, without the leading "-".
+func (e serverError) Error() string { return string(e) }
+
+// RedisError tells go-redis's helpers, and classify, that a server said it.
+func (serverError) RedisError() {}
+
+const (
+	maxErrorLine = 4 << 10  // of an error; what is longer is no error of Redis
+	maxGreeting  = 16 << 10 // of the reply to HELLO
+)
+
+// appendCount appends the head of an array of n, as of a command of n words.
+func appendCount(b []byte, n int) []byte {
+	b = append(b, '*')
+	b = strconv.AppendInt(b, int64(n), 10)
+	return append(b, '\r', '\n')
+}
+
+func appendBulkHead(b []byte, n int) []byte {
+	b = append(b, '$')
+	b = strconv.AppendInt(b, int64(n), 10)
+	return append(b, '\r', '\n')
+}
+
+// appendBulk appends one word.
+func appendBulk[T string | []byte](b []byte, word T) []byte {
+	b = appendBulkHead(b, len(word))
+	b = append(b, word...)
+	return append(b, '\r', '\n')
+}
+
+// smallBulks are the numbers most calls carry, as words.
+var smallBulks = func() (out [1024]string) {
+	for i := range out {
+		out[i] = string(appendBulk(nil, strconv.Itoa(i)))
+	}
+	return out
+}()
+
+// appendNumber appends one word that is a number.
+func appendNumber(b []byte, v int64) []byte {
+	if v >= 0 && v < int64(len(smallBulks)) {
+		return append(b, smallBulks[v]...)
+	}
+	var digits [20]byte
+	return appendBulk(b, strconv.AppendInt(digits[:0], v, 10))
+}
+
+// appendScriptCall appends one script call: EVALSHA and its like with a digest, or EVAL
+// with the text. limits is scratch space for the table of limits.
+func appendScriptCall(b []byte, command, script string, reqs []*request, limits []*rule) ([]byte, []*rule) {
+	for i, r := range reqs {
+		if i > 0 && r.rule == reqs[i-1].rule { // most batches are of one limiter
+			r.limit = reqs[i-1].limit
+			continue
+		}
+		r.limit = -1
+		for j, l := range limits {
+			if l == r.rule {
+				r.limit = j
+				break
+			}
+		}
+		if r.limit < 0 {
+			r.limit = len(limits)
+			limits = append(limits, r.rule)
+		}
+	}
+	b = appendCount(b, 4+len(reqs)*(1+entryArgs)+len(limits)*limitArgs)
+	b = appendBulk(b, command)
+	b = appendBulk(b, script)
+	b = appendNumber(b, int64(len(reqs)))
+	for _, r := range reqs {
+		b = appendBulk(b, r.name)
+	}
+	b = appendNumber(b, int64(len(limits)))
+	for _, l := range limits {
+		b = append(b, l.words...)
+	}
+	for _, r := range reqs {
+		b = appendNumber(b, int64(r.limit+1))
+		b = appendNumber(b, r.cost)
+		b = appendNumber(b, r.count)
+		if r.debit == "" {
+			b = append(b, smallBulks[0]...)
+		} else {
+			b = appendBulk(b, r.debit)
+		}
+	}
+	return b, limits
+}
+
+// appendUnlink appends one UNLINK.
+func appendUnlink(b []byte, reqs []*request) []byte {
+	b = appendCount(b, 1+len(reqs))
+	b = appendBulk(b, "unlink")
+	for _, r := range reqs {
+		b = appendBulk(b, r.name)
+	}
+	return b
+}
+
+// replyReader reads one reply out of bytes that arrive piece by piece: an error, or want
+// integers, as an array or, where want is below 0, a single one.
+type replyReader struct {
+	want   int
+	at     int // bytes read so far
+	head   bool
+	values []int64
+	failed error // the server's error: the reply
+}
+
+func (p *replyReader) reset(want int) {
+	p.want, p.at, p.head, p.values, p.failed = want, 0, false, p.values[:0], nil
+}
+
+// most is the longest that the reply can be.
+func (p *replyReader) most() int {
+	const number = 1 + 20 + 2
+	return max(maxErrorLine, number*(2+max(0, p.want)))
+}
+
+// read goes on with what has arrived, all of it from the first byte, and says whether the
+// reply is whole. An error means that it is none.
+func (p *replyReader) read(b []byte) (whole bool, err error) {
+	for {
+		if p.head && len(p.values) == max(1, p.want) {
+			if p.at != len(b) {
+				return false, fmt.Errorf("%w: %d bytes after its end", errProtocol, len(b)-p.at)
+			}
+			return true, nil
+		}
+		if p.at >= len(b) {
+			return false, nil
+		}
+		kind := b[p.at]
+		if kind == '-' && !p.head {
+			return p.readError(b)
+		}
+		n, next, err := readNumber(b, p.at+1)
+		if err != nil || next < 0 {
+			return false, err
+		}
+		switch {
+		case !p.head && p.want >= 0:
+			if kind != '*' || n != int64(p.want) {
+				return false, fmt.Errorf("%w: it begins with %q and %d, want an array of %d", errProtocol, kind, n, p.want)
+			}
+			p.head = true
+			if p.want == 0 {
+				return false, fmt.Errorf("%w: an empty reply was awaited", errProtocol)
+			}
+		case kind != ':':
+			return false, fmt.Errorf("%w: it has %q where an integer is due", errProtocol, kind)
+		default:
+			p.head = true
+			p.values = append(p.values, n)
+		}
+		p.at = next
+	}
+}
+
+func (p *replyReader) readError(b []byte) (whole bool, err error) {
+	line, next := readLine(b, p.at+1)
+	if next < 0 {
+		if len(b) >= maxErrorLine {
+			return false, fmt.Errorf("%w: an error of more than %d bytes", errProtocol, maxErrorLine)
+		}
+		return false, nil
+	}
+	if next != len(b) {
+		return false, fmt.Errorf("%w: %d bytes after an error", errProtocol, len(b)-next)
+	}
+	p.failed = serverError(line)
+	return true, nil
+}
+
+// readLine returns the line that begins at from and where the next one does, or -1 if it
+// has not arrived whole.
+func readLine(b []byte, from int) (line []byte, next int) {
+	for i := from; i+1 < len(b); i++ {
+		if b[i] == '\r' && b[i+1] == '\n' {
+			return b[from:i], i + 2
+		}
+	}
+	return nil, -1
+}
+
+// readNumber reads the rest of a line as a number in the one form Redis writes it. next is
+// -1 if the line has not arrived whole.
+func readNumber(b []byte, from int) (n int64, next int, err error) {
+	i := from
+	negative := i < len(b) && b[i] == '-'
+	if negative {
+		i++
+	}
+	digits := i
+	for ; i < len(b) && b[i] >= '0' && b[i] <= '9'; i++ {
+		if i-digits >= 18 {
+			return 0, -1, fmt.Errorf("%w: a number of more than 18 digits", errProtocol)
+		}
+		n = n*10 + int64(b[i]-'0')
+	}
+	if i+1 >= len(b) {
+		if i < len(b) && b[i] != '\r' {
+			return 0, -1, fmt.Errorf("%w: %q in a number", errProtocol, b[i])
+		}
+		return 0, -1, nil
+	}
+	if i == digits || b[i] != '\r' || b[i+1] != '\n' {
+		return 0, -1, fmt.Errorf("%w: %q in a number", errProtocol, b[i])
+	}
+	if b[digits] == '0' && (negative || i > digits+1) {
+		return 0, -1, fmt.Errorf("%w: a number that begins with 0", errProtocol)
+	}
+	if negative {
+		n = -n
+	}
+	return n, i + 2, nil
+}
+
+// skipReply returns where the reply that begins at from ends, whatever it is, or -1 if it
+// has not arrived whole. failed is the server's error, if it is one.
+func skipReply(b []byte, from, depth int) (next int, failed, err error) {
+	if from >= len(b) {
+		return -1, nil, nil
+	}
+	switch b[from] {
+	case '+', ':', '-':
+		line, next := readLine(b, from+1)
+		if next >= 0 && b[from] == '-' {
+			failed = serverError(line)
+		}
+		return next, failed, nil
+	case '$':
+		n, next, err := readNumber(b, from+1)
+		switch {
+		case err != nil || next < 0:
+			return -1, nil, err
+		case n == -1:
+			return next, nil, nil
+		case n < 0 || n > maxGreeting:
+			return -1, nil, fmt.Errorf("%w: a string of %d bytes", errProtocol, n)
+		case next+int(n)+2 > len(b):
+			return -1, nil, nil
+		}
+		return next + int(n) + 2, nil, nil
+	case '*':
+		n, next, err := readNumber(b, from+1)
+		if err != nil || next < 0 {
+			return -1, nil, err
+		}
+		if depth == 0 || n > maxGreeting/4 {
+			return -1, nil, fmt.Errorf("%w: an array too large", errProtocol)
+		}
+		for ; n > 0; n-- {
+			if next, _, err = skipReply(b, next, depth-1); err != nil || next < 0 {
+				return -1, nil, err
+			}
+		}
+		return next, nil, nil
+	}
+	return -1, nil, fmt.Errorf("%w: it begins with %q", errProtocol, b[from])
+}

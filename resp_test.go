@@ -1,0 +1,174 @@
+package ringfence
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What is sent is what go-redis would send for the same call.
+func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
+	bucket := compiled(t, TokenBucket{Rate: 3, Per: 10 * time.Microsecond, Burst: 5})
+	log := compiled(t, SlidingLog{Limit: 5000, Window: time.Second})
+	space := newKeySpace("rf")
+	var reqs []*request
+	for i, rl := range []*rule{bucket, bucket, log, bucket, log} {
+		r := newRequest(opCharge, rl, keyHash{uint64(i), 7}, space, int64(1+1200*i))
+		reqs = append(reqs, r)
+	}
+	reqs[1].count, reqs[2].debit, reqs[3].count = 4711, "3@17,1@2", 0
+	args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, reqs, nil)
+	want := appendCount(nil, len(args))
+	for _, a := range args {
+		switch a := a.(type) {
+		case string:
+			want = appendBulk(want, a)
+		case *request:
+			want = appendBulk(want, a.name)
+		}
+	}
+	got, limits := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, reqs, nil)
+	if string(got) != string(want) || len(limits) != 2 {
+		t.Errorf("%q\nwant\n%q", got, want)
+	}
+	if head := "*45\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
+		t.Errorf("it begins with %q, want %q", got[:len(head)], head)
+	}
+	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].name), reqs[0].name); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	for _, v := range []int64{0, 9, 10, 1023, 1024, -1, 1<<53 - 1} {
+		if got, want := string(appendNumber(nil, v)), string(appendBulk(nil, fmt.Sprint(v))); got != want {
+			t.Errorf("%d is written %q, want %q", v, got, want)
+		}
+	}
+}
+
+// readWhole reads a reply that arrives in pieces of so many bytes.
+func readWhole(text string, want, piece int) (p replyReader, whole bool, err error) {
+	p.reset(want)
+	for end := 0; end < len(text); {
+		end = min(len(text), end+piece)
+		if whole, err = p.read([]byte(text[:end])); err != nil {
+			return p, false, err
+		}
+		if whole && end < len(text) {
+			return p, false, errors.New("whole before its end")
+		}
+	}
+	return p, whole, nil
+}
+
+func TestARepliesOfAnyPiecesIsReadWhole(t *testing.T) {
+	tests := []struct {
+		text   string
+		want   int
+		values []int64
+		failed string
+	}{
+		{"*3\r\n:1\r\n:-20\r\n:999999999999999999\r\n", 3, []int64{1, -20, 999999999999999999}, ""},
+		{"*1\r\n:0\r\n", 1, []int64{0}, ""},
+		{":2\r\n", -1, []int64{2}, ""},
+		{"-NOSCRIPT No matching script.\r\n", 6, nil, "NOSCRIPT No matching script."},
+		{"-\r\n", -1, nil, ""},
+	}
+	for _, c := range tests {
+		for piece := 1; piece <= len(c.text); piece++ {
+			p, whole, err := readWhole(c.text, c.want, piece)
+			if err != nil || !whole || !slices.Equal(p.values, c.values) {
+				t.Errorf("%q in pieces of %d: %v %t %v", c.text, piece, p.values, whole, err)
+			}
+			if said := p.failed; (said != nil) != (c.text[0] == '-') || (said != nil && said.Error() != c.failed) {
+				t.Errorf("%q: the server's error is %v", c.text, said)
+			}
+		}
+	}
+}
+
+func TestWhatIsNotTheReplyIsRefused(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want int
+	}{
+		{"*2\r\n:1\r\n", 1},       // too many
+		{"*-1\r\n", 1},            // nil
+		{"*1000000000000\r\n", 6}, // a length nobody believes
+		{"*9999999999999999999\r\n", 6},
+		{"*1\r\n$1\r\n1\r\n", 1},  // a string
+		{"*1\r\n*1\r\n:1\r\n", 1}, // nested
+		{"*1\r\n_\r\n", 1},        // RESP3
+		{"*1\r\n:\r\n", 1},
+		{"*1\r\n:-\r\n", 1},
+		{"*1\r\n:1x\r\n", 1},
+		{"*1\r\n:1 \r\n", 1},
+		{"*1\r\n:+1\r\n", 1},
+		{"*1\r\n:01\r\n", 1},
+		{"*1\r\n:-0\r\n", 1},
+		{"*1\r\n:1\n:2\n", 1},
+		{"*1\r\n:1\r\n:2\r\n", 1},     // one more
+		{"*2\r\n:1\r\n-ERR x\r\n", 2}, // an error inside
+		{"-ERR a\r\n-ERR b\r\n", 2},
+		{":1\r\n:2\r\n", -1},
+		{"+OK\r\n", -1},
+		{"", -1},
+		{"*0\r\n", 0},
+		{"-" + strings.Repeat("x", maxErrorLine), 1},
+		{"HTTP/1.1 400 Bad Request\r\n\r\n", 6},
+	} {
+		p, whole, err := readWhole(c.text, c.want, max(1, len(c.text)))
+		if whole {
+			t.Errorf("%q is taken for a reply: %v, %v", c.text, p.values, p.failed)
+		}
+		if c.text != "" && !errors.Is(err, errProtocol) {
+			t.Errorf("%q: %v", c.text, err)
+		}
+	}
+}
+
+// Whatever a server sends, in whatever pieces, nothing panics, no more is kept than the
+// reply can be long, and what is taken for a reply has the right number of values.
+func FuzzAReplyIsWholeOrRefused(f *testing.F) {
+	f.Add([]byte("*3\r\n:1\r\n:2\r\n:3\r\n"), 3, 5)
+	f.Add([]byte("-ERR x\r\n"), 6, 1)
+	f.Add([]byte(":2\r\n"), -1, 2)
+	f.Add([]byte("*7\r\n$6\r\nserver\r\n*0\r\n"), 1, 3)
+	f.Fuzz(func(t *testing.T, text []byte, want, piece int) {
+		want, piece = max(-1, min(want, 2000)), max(1, piece%64)
+		p, whole, err := readWhole(string(text), want, piece)
+		switch {
+		case whole && err != nil:
+			t.Errorf("whole, and yet %v", err)
+		case whole && p.failed == nil && len(p.values) != max(1, want):
+			t.Errorf("%d values, want %d", len(p.values), want)
+		case len(p.values) > max(1, want):
+			t.Errorf("%d values kept of at most %d", len(p.values), want)
+		}
+		next, _, err := skipReply(text, 0, 4)
+		if next > len(text) || (err != nil && next >= 0) {
+			t.Errorf("skipped to %d of %d, %v", next, len(text), err)
+		}
+	})
+}
+
+func TestAGreetingIsSkippedAsAWhole(t *testing.T) {
+	const hello = "*4\r\n$6\r\nserver\r\n$5\r\nredis\r\n$7\r\nmodules\r\n*1\r\n*2\r\n+a\r\n$-1\r\n"
+	for end := range len(hello) {
+		if next, _, err := skipReply([]byte(hello[:end]), 0, 4); next >= 0 || err != nil {
+			t.Fatalf("%q is skipped to %d, %v", hello[:end], next, err)
+		}
+	}
+	if next, failed, err := skipReply([]byte(hello), 0, 4); next != len(hello) || failed != nil || err != nil {
+		t.Errorf("%d, %v, %v", next, failed, err)
+	}
+	if _, failed, _ := skipReply([]byte("-WRONGPASS x\r\n"), 0, 4); classify(failed) != typeAuth {
+		t.Errorf("%v", failed)
+	}
+	for _, bad := range []string{"$99999\r\n", "$-2\r\n", "*99999\r\n", "*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n", "%1\r\n", "*1\r\n!"} {
+		if _, _, err := skipReply([]byte(bad), 0, 4); !errors.Is(err, errProtocol) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
