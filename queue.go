@@ -69,23 +69,37 @@ func (q *inbox) pop() {
 type alarm struct {
 	clock func() int64
 	next  atomic.Int64
-	mu    sync.Mutex // guards the timer's setting
+	f     func(now int64)
+
+	mu    sync.Mutex // guards the following
 	timer *time.Timer
+	set   int64     // the instant the timer was last set to,
+	due   time.Time // and when that is by the real clock
 }
 
 const never = math.MaxInt64
 
 func newAlarm(clock func() int64, f func(now int64)) *alarm {
-	a := &alarm{clock: clock}
+	a := &alarm{clock: clock, f: f}
 	a.next.Store(never)
-	a.timer = time.AfterFunc(time.Hour, func() {
-		// By the clock that set it, it is at least the instant it was set to.
-		if at := a.next.Swap(never); at != never {
-			f(max(at, clock()))
-		}
-	})
+	a.timer = time.AfterFunc(time.Hour, a.ring)
 	a.timer.Stop()
 	return a
+}
+
+// ring calls the function, with an instant that has certainly come: the timer may have gone
+// off for a setting that has been replaced, and next may be of somebody who is about to set
+// the timer. The clock may stand still, as a test's; then it is the instant that was set.
+func (a *alarm) ring() {
+	a.mu.Lock()
+	if time.Now().Before(a.due) {
+		a.mu.Unlock()
+		return
+	}
+	now := max(a.set, a.clock())
+	a.next.Store(never)
+	a.mu.Unlock()
+	a.f(now)
 }
 
 // by makes the call happen at the instant at the latest.
@@ -102,6 +116,8 @@ func (a *alarm) by(at int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if next := a.next.Load(); next != never {
-		a.timer.Reset(time.Duration(next - a.clock()))
+		wait := time.Duration(next - a.clock())
+		a.set, a.due = next, time.Now().Add(wait)
+		a.timer.Reset(wait)
 	}
 }

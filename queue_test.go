@@ -83,6 +83,27 @@ func TestAnAlarmRingsEvenIfTheClockStandsStill(t *testing.T) {
 	})
 }
 
+// Whatever it rings for, the instant it tells has come: else callers would be told that
+// their time is over when it is not.
+func TestAnAlarmDoesNotTellAnInstantThatHasNotCome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var rang atomic.Int64
+		a := newAlarm(func() int64 { return int64(time.Since(began)) }, func(now int64) { rang.Store(now) })
+		a.by(int64(10 * time.Millisecond))
+		a.ring() // for a setting that has been replaced
+		if got := rang.Load(); got != 0 {
+			t.Errorf("rang at %d, before its time", got)
+		}
+		a.next.Store(int64(5 * time.Second)) // of somebody who has yet to set the timer
+		time.Sleep(20 * time.Millisecond)
+		if got := time.Duration(rang.Load()); got != 10*time.Millisecond {
+			t.Errorf("told %s", got)
+		}
+		a.timer.Stop()
+	})
+}
+
 // Requests that wait for company while a slot is free do not wait longer than patience.
 func TestWhoWaitsForCompanyDoesNotWaitLong(t *testing.T) {
 	inBubble(t, dispatchConfig{inFlight: 4, maxBatch: 64, queue: 100}, func(t *testing.T, b *dispatchBench) {
