@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "f5d2de6585833391ce0b150e067e296641089ca0"},
-		{"look on Redis", redisScripts.look, "b800983bc87f8e642ad95809bd2b33eb0b7c650d"},
-		{"charge, plain", plainScripts.charge, "176d4419296329ab8ec32124a5e331e2bd7dcc43"},
-		{"look, plain", plainScripts.look, "efc3403340db5508262c5848c063873799cb6260"},
+		{"charge on Redis", redisScripts.charge, "75210fa6c39a58c31f4ae5c38ad5c601ca864ca7"},
+		{"look on Redis", redisScripts.look, "6d2d6077425951e11662d61e4a56439fd63fd36e"},
+		{"charge, plain", plainScripts.charge, "a62a34fd7ce030e5f8d342be5bdfb6250a2245be"},
+		{"look, plain", plainScripts.look, "f76cc98fac7eb138df2fc0e3f73100c9ab3c109a"},
 	} {
 		if c.got.sha != c.want {
 			t.Errorf("%s: %s, pinned %s", c.name, c.got.sha, c.want)
