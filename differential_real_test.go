@@ -128,7 +128,7 @@ func diffRunPublic(t *testing.T, server *diffServer, shards []ShardConfig, ops i
 	t.Helper()
 	ring, err := Open(t.Context(), Config{
 		Shards: shards, HashKey: []byte("0123456789abcdef"),
-		Budget: time.Minute, OperationTimeout: time.Minute,
+		Budget: time.Minute, OperationTimeout: time.Minute, NearCacheKeys: -1,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -265,7 +265,7 @@ var mutations = []struct{ name, old, mutant string }{
 	{"trimming takes too much at once", "math.max(256, 2 * units)", "math.max(1000, 2 * units)"},
 	{"a wait is for the hit after", "local gone = used + cost - limit[2]", "local gone = used + cost - limit[2] + 1"},
 	{"a wait forgets the hits that no longer count", "local rank = expired + gone - 1", "local rank = gone - 1"},
-	{"a wait forgets that the clock stands still", "return number(oldest[2]) + limit[3] - t + gap", "return number(oldest[2]) + limit[3] - t"},
+	{"a wait forgets that the clock stands still", "return number(oldest[2]) - t + limit[3] + gap", "return number(oldest[2]) - t + limit[3]"},
 	{"the last call that fits is denied", "floor((limit[2] - used) / cost)", "floor((limit[2] - used - 1) / cost)"},
 	{"a call too many is admitted", "floor((limit[2] - used) / cost)", "math.ceil((limit[2] - used) / cost)"},
 	{"a debit of just one window ago counts", "if age < limit[3] then", "if age <= limit[3] then"},

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +32,7 @@ type Ring struct {
 	metrics     *metrics
 	log         *events
 	local       *localTable
+	near        *nearCache
 	began       time.Time
 
 	ctx    context.Context // ends at Close
@@ -103,7 +106,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 	}
 	r := &Ring{
 		config: c, space: newKeySpace(c.Prefix),
-		local: newLocalTable(c.MaxLocalKeys), limiters: map[string]*Limiter{},
+		local: newLocalTable(c.MaxLocalKeys), near: newNearCache(c.NearCacheKeys), limiters: map[string]*Limiter{},
 		log: newEvents(c.Logger, c.Now), began: c.Now(), hashKey: publishedHashKey,
 		calls: callGate{idle: make(chan struct{})},
 	}
@@ -324,7 +327,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	if err != nil {
 		return nil, fmt.Errorf("limiter %q: %w", name, err)
 	}
-	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget}
+	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget, near: defaultNearCache}
 	for _, opt := range opts {
 		if opt == nil {
 			return nil, invalid("opts", verbatim("nil"), "must be options such as WithPolicy")
@@ -342,8 +345,8 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.limiters[name]; l != nil {
-		if l.limit != limit || l.policy != o.policy || l.budget != o.budget {
-			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s; give this one another name", l.limit, l.policy, l.budget)
+		if l.limit != limit || l.policy != o.policy || l.budget != o.budget || l.nearLife != int64(o.near) {
+			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s, near cache %s; give this one another name", l.limit, l.policy, l.budget, time.Duration(l.nearLife))
 		}
 		return l, nil
 	}
@@ -353,11 +356,18 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	l := &Limiter{
 		ring: r, name: name, limit: limit, rule: compiled,
 		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
-		policy: o.policy, budget: o.budget,
+		policy: o.policy, budget: o.budget, nearLife: int64(o.near),
 		metrics: r.metrics.forLimiter(name, compiled),
 	}
 	r.limiters[name] = l
 	return l, nil
+}
+
+// allLimiters are the limiters made so far.
+func (r *Ring) allLimiters() []*Limiter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.limiters))
 }
 
 // enter counts a call in, unless the ring is closed.

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "75210fa6c39a58c31f4ae5c38ad5c601ca864ca7"},
-		{"look on Redis", redisScripts.look, "6d2d6077425951e11662d61e4a56439fd63fd36e"},
-		{"charge, plain", plainScripts.charge, "a62a34fd7ce030e5f8d342be5bdfb6250a2245be"},
-		{"look, plain", plainScripts.look, "f76cc98fac7eb138df2fc0e3f73100c9ab3c109a"},
+		{"charge on Redis", redisScripts.charge, "54324fc6d0a2db982df79d608e5cb78f50bc60c6"},
+		{"look on Redis", redisScripts.look, "082c13cc9e50cfc1b79d4b312c7aafd5b900e729"},
+		{"charge, plain", plainScripts.charge, "8ec46feecb2e818f1b2c2c0c1d7cc3dce37a7497"},
+		{"look, plain", plainScripts.look, "113b22993ceda79565ba503b52eee56da3c989dd"},
 	} {
 		if c.got.sha != c.want {
 			t.Errorf("%s: %s, pinned %s", c.name, c.got.sha, c.want)

@@ -79,7 +79,7 @@ local function log_wait(key, limit, t, gap, expired, used, cost)
   if gone < 1 or gone > used then return 0 end
   local rank = expired + gone - 1
   local oldest = call('ZRANGE', key, rank, rank, 'WITHSCORES')
-  return number(oldest[2]) + limit[3] - t + gap
+  return number(oldest[2]) - t + limit[3] + gap
 end
 
 --@look
@@ -89,7 +89,7 @@ local function log_look(key, limit, cost, count)
   local used = card - expired
   local granted, wait, empty = log_fit(limit, used, cost, count), 0, 0
   if granted == 0 then wait = log_wait(key, limit, t, gap, expired, used, cost) end
-  if used > 0 then empty = score + limit[3] - t + gap end
+  if used > 0 then empty = score - t + limit[3] + gap end
   return 0, granted, used, wait, empty
 end
 
@@ -173,6 +173,6 @@ local function log_charge(key, limit, cost, count, debit)
     keep(key, floor((limit[3] + gap) / 1000) + 1 + log_slack_ms, true)
   end
   local empty = 0
-  if used > 0 then empty = score + limit[3] - t + gap end
+  if used > 0 then empty = score - t + limit[3] + gap end
   return 0, 0, used, log_wait(key, limit, t, gap, expired, used, cost), empty
 end
