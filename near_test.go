@@ -16,9 +16,15 @@ import (
 	"github.com/ringfence/ringfence/internal/redistest"
 )
 
-// inStep lets the ring's own clock stand where the servers' stand.
-func inStep(p *suitePlace) func(*ringfence.Config) {
-	return func(c *ringfence.Config) { c.Now = func() time.Time { return time.UnixMicro(p.now) } }
+// inStep lets the clock of rings stand where the servers' stand; step moves both.
+func inStep(p *suitePlace) (adjust func(*ringfence.Config), step func(time.Duration)) {
+	var at atomic.Int64 // rings read it in the background
+	at.Store(p.now)
+	adjust = func(c *ringfence.Config) { c.Now = func() time.Time { return time.UnixMicro(at.Load()) } }
+	return adjust, func(by time.Duration) {
+		p.step(by)
+		at.Store(p.now)
+	}
 }
 
 // The same calls at the same instants admit the same with and without denials kept here,
@@ -33,8 +39,9 @@ func TestTheSameCallsAreAdmittedWithAndWithoutTheNearCache(t *testing.T) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		rings := make([]map[string]*ringfence.Limiter, len(variants))
+		together, step := inStep(p)
 		for i, v := range variants {
-			r := p.open(t, inStep(p), func(c *ringfence.Config) {
+			r := p.open(t, together, func(c *ringfence.Config) {
 				c.Shards, c.MaxBatch, c.NearCacheKeys = p.shards[:v.shards], v.batch, v.near
 				c.Prefix = fmt.Sprint("variant-", i)
 			})
@@ -47,7 +54,7 @@ func TestTheSameCallsAreAdmittedWithAndWithoutTheNearCache(t *testing.T) {
 		key := func() string { return fmt.Sprint("k", rnd.IntN(8)) }
 		admitted, cached := 0, 0
 		for i := range 600 {
-			p.step(time.Duration(rnd.IntN(12_000)) * time.Microsecond)
+			step(time.Duration(rnd.IntN(12_000)) * time.Microsecond)
 			kind := suiteKinds[rnd.IntN(len(suiteKinds))].name
 			var call func(l *ringfence.Limiter) ([]ringfence.Decision, error)
 			switch k, cost := key(), 1+rnd.Int64N(9); rnd.IntN(24) {
@@ -106,7 +113,8 @@ func TestTheSameCallsAreAdmittedWithAndWithoutTheNearCache(t *testing.T) {
 
 func TestADenialIsRepeatedAsLongAsItHoldsAndNoLonger(t *testing.T) {
 	onEachKind(t, 1, 10, 100*time.Millisecond, func(t *testing.T, p *suitePlace, _ *ringfence.Ring, l *ringfence.Limiter) {
-		r := p.open(t, inStep(p), func(c *ringfence.Config) { c.NearCacheKeys = 0 })
+		together, step := inStep(p)
+		r := p.open(t, together, func(c *ringfence.Config) { c.NearCacheKeys = 0 })
 		l = suiteLimiter(t, r, l.Name(), l.Limit())
 		ask := func(what string, cost int64, allowed bool, source ringfence.Source) ringfence.Decision {
 			t.Helper()
@@ -125,16 +133,16 @@ func TestADenialIsRepeatedAsLongAsItHoldsAndNoLonger(t *testing.T) {
 		}
 		ask("more", 6, false, cache)
 		ask("less", 4, false, primary)
-		p.step(time.Millisecond)
+		step(time.Millisecond)
 		if d := ask("1 ms later", 5, false, cache); d.RetryAfter != wait-time.Millisecond {
 			t.Errorf("the wait is %s, want %s", d.RetryAfter, wait-time.Millisecond)
 		}
 		suiteMust(t, l.Reset(t.Context(), "k"))
 		ask("after Reset", 10, true, primary)
-		p.step(time.Microsecond)
+		step(time.Microsecond)
 		wait = ask("denied again", 1, false, primary).RetryAfter
-		p.step(wait - 1)
-		p.step(time.Microsecond)
+		step(wait - 1)
+		step(time.Microsecond)
 		ask("when the wait is over", 1, true, primary)
 	})
 }
