@@ -88,9 +88,9 @@ var contracts = []contract{
 // notYet are names of the contract that nothing can count yet, with what they wait for.
 // Whoever builds it moves the line up; until then the name must not be taken.
 var notYet = map[string]string{
-	"shadow_denied_total":   "there is no shadow mode yet",
-	"lease_outstanding":     "there are no leases yet",
-	"lease_returned_total":  "there are no leases yet",
+	"shadow_denied_total":  "there is no shadow mode yet",
+	"lease_outstanding":    "there are no leases yet",
+	"lease_returned_total": "there are no leases yet",
 }
 
 // marker is in every key of these tests, so that it can be looked for where no key may be.
