@@ -22,7 +22,7 @@ func clusterRing(t *testing.T, c *redistest.Cluster, config ringfence.Config) *r
 func TestEveryMasterOfAClusterIsAShardAndTheLimitIsExactOnAll(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
-	ring := clusterRing(t, c, ringfence.Config{Budget: 5 * time.Second, Policy: ringfence.PolicyClosed})
+	ring := clusterRing(t, c, ringfence.Config{Budget: 5 * time.Second, Policy: ringfence.PolicyClosed, NearCacheKeys: -1})
 	for name, limit := range map[string]ringfence.Limit{
 		"log":    ringfence.SlidingLog{Limit: 10, Window: time.Hour},
 		"bucket": ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 10},

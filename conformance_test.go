@@ -101,6 +101,8 @@ func (p *suitePlace) open(t testing.TB, adjust ...func(*ringfence.Config)) *ring
 		Shards: p.shards, HashKey: suiteHashKey, Policy: ringfence.PolicyClosed,
 		Budget: 5 * time.Second, OperationTimeout: 5 * time.Second, Strict: true,
 		Logger: slog.New(slog.DiscardHandler),
+		// The clocks of the servers are stepped, which a denial kept here does not see.
+		NearCacheKeys: -1,
 	}
 	for _, f := range adjust {
 		f(&c)
@@ -601,7 +603,7 @@ func TestAllowManyIsOneRoundTripAShard(t *testing.T) {
 }
 
 func TestEveryKeyHasATTLThatOutlivesItsStateByLittle(t *testing.T) {
-	const n, per, slack = 300, 90 * time.Second, 5 * time.Second
+	const n, per, slack = 300, 90 * time.Second, 65 * time.Second // scripts/head.lua: a minute to spare
 	onEachKind(t, 1, n, per, func(t *testing.T, p *suitePlace, _ *ringfence.Ring, l *ringfence.Limiter) {
 		check := func(what string, d ringfence.Decision) {
 			t.Helper()
@@ -651,8 +653,8 @@ func TestAKeyWithoutATTLGetsOneFromTheNextCallEvenIfDenied(t *testing.T) {
 			if d.Allowed != c.allowed {
 				t.Fatalf("%s: allowed %t", c.key, d.Allowed)
 			}
-			if ttl := cl.PTTL(t.Context(), name).Val(); ttl < d.ResetAfter || ttl > per+6*time.Second {
-				t.Errorf("%s: TTL %s, want %s to %s", c.key, ttl, d.ResetAfter, per+6*time.Second)
+			if ttl := cl.PTTL(t.Context(), name).Val(); ttl < d.ResetAfter || ttl > per+66*time.Second {
+				t.Errorf("%s: TTL %s, want %s to %s", c.key, ttl, d.ResetAfter, per+66*time.Second)
 			}
 		}
 	})

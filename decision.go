@@ -19,9 +19,16 @@ const (
 	SourceLocal
 	// SourcePolicy: nobody knew; [PolicyOpen] admitted or [PolicyClosed] denied.
 	SourcePolicy
+	// SourceLease: this process, out of quota it had taken from the primary
+	// beforehand ([WithLease]).
+	SourceLease
+	// SourceCache: this process, which had been told by the primary that such a call
+	// is denied for longer than this ([WithNearCache]). It denies what the primary
+	// would deny; Remaining and the waits are as if nobody had been admitted since.
+	SourceCache
 )
 
-var sourceNames = [...]string{"none", "primary", "replica", "local", "policy"}
+var sourceNames = [...]string{"none", "primary", "replica", "local", "policy", "lease", "cache"}
 
 // String returns the value of the metric label "source".
 func (s Source) String() string { return nameOf(sourceNames[:], int(s)) }
@@ -84,7 +91,8 @@ type Decision struct {
 	// calls, rounded up to a microsecond; 0 when unknown. Here 1.85 s: 18.5
 	// tokens are missing.
 	ResetAfter time.Duration
-	// Source says who answered. Only SourcePrimary is exact.
+	// Source says who answered. SourcePrimary is exact, and so is SourceCache while
+	// nobody gives quota back by hand ([Limiter.Reset]).
 	Source Source
 	// Shard is the id of the shard that owns the key.
 	Shard string

@@ -54,7 +54,7 @@ func exactConfig(shards ...ringfence.ShardConfig) ringfence.Config {
 	return ringfence.Config{
 		Shards: shards, HashKey: suiteHashKey, Policy: ringfence.PolicyClosed,
 		Budget: 5 * time.Second, OperationTimeout: 5 * time.Second, Strict: true,
-		Logger: slog.New(slog.DiscardHandler),
+		Logger: slog.New(slog.DiscardHandler), NearCacheKeys: -1,
 	}
 }
 

@@ -23,6 +23,8 @@ type Limiter struct {
 	policy  FailurePolicy
 	budget  time.Duration
 	metrics *limiterMetrics
+
+	nearLife int64 // ns a denial may be kept; 0: not at all
 }
 
 // Request is one entry of AllowMany.
@@ -77,7 +79,13 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
 	}
-	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, s.split(start, deadline))
+	if d, ok := l.near(s, h, cost, start); ok {
+		if l.metrics != nil { // the clock is most of what is left to pay
+			l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
+		}
+		return d, nil
+	}
+	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline))
 	if err != nil {
 		l.refuse(s, err, 1, start)
 		return Decision{}, err
@@ -107,7 +115,7 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	d, cause, left, err := l.ask(ctx, s, opLook, h, 1, s.split(start, deadline))
+	d, cause, left, err := l.ask(ctx, s, opLook, h, 1, start, s.split(start, deadline))
 	if err != nil {
 		return Decision{}, err
 	}
@@ -147,6 +155,8 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	}
 	_, err = s.charges.wait(ctx, r)
 	r.release()
+	// Whether it was done or nobody knows: what was denied before may be admitted now.
+	l.ring.near.drop(h, l.ring.clock())
 	if canceled(ctx, err) {
 		return ctx.Err()
 	}
@@ -214,7 +224,7 @@ func (s *shard) split(start, deadline int64) int64 {
 // ask puts one question to the primary. The cause is set when the ladder must answer; an
 // error is the caller's own context. A request that was sent and not answered in time is
 // handed on as left, for part.
-func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, deadline int64) (d Decision, cause Cause, left *request, err error) {
+func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, start, deadline int64) (d Decision, cause Cause, left *request, err error) {
 	if !s.breaker.closed.Load() {
 		return d, CauseBreaker, nil, nil
 	}
@@ -233,7 +243,7 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		r.release()
 		return d, causeOf(err), nil, nil
 	}
-	return l.hear(ctx, s, r, unsent, err)
+	return l.hear(ctx, s, r, start, unsent, err)
 }
 
 // part releases a request that its caller left. d is what the ladder answered instead, nil
@@ -249,8 +259,8 @@ func (s *shard) part(left *request, d *Decision) {
 }
 
 // hear makes a decision of the answer to a request that was sent, and releases it unless it
-// is left. unsent and err are what waiting for it ended with.
-func (l *Limiter) hear(ctx context.Context, s *shard, r *request, unsent bool, err error) (d Decision, cause Cause, left *request, _ error) {
+// is left. start is when the call began; unsent and err are what waiting for it ended with.
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, start int64, unsent bool, err error) (d Decision, cause Cause, left *request, _ error) {
 	if err != nil {
 		if canceled(ctx, err) {
 			r.release()
@@ -265,6 +275,9 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, unsent bool, e
 	defer r.release()
 	switch r.status {
 	case statusDecided:
+		if r.kind == opCharge {
+			l.denied(r, start)
+		}
 		d = l.rule.decide(r.state, r.granted > 0, r.cost)
 		d.Source, d.Shard = SourcePrimary, s.id
 		return d, CauseNone, nil, nil
@@ -348,7 +361,7 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 			continue
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
-		d, cause, left, err := l.hear(ctx, e.shard, e.req, unsent, err)
+		d, cause, left, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
 		out[i], e.cause, e.left = d, cause, left
 		if err != nil {
 			ended = err
@@ -479,6 +492,10 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 		e.shard = l.ring.owner(e.hash)
 		if !e.shard.breaker.closed.Load() {
 			e.cause = CauseBreaker
+			continue
+		}
+		var known bool
+		if out[i], known = l.near(e.shard, e.hash, q.Cost, start); known {
 			continue
 		}
 		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)

@@ -70,6 +70,7 @@ type metrics struct {
 	requested     *prometheus.CounterVec
 	granted       *prometheus.CounterVec
 	nearLimit     *prometheus.CounterVec
+	nearHits      *prometheus.CounterVec
 	capacity      *prometheus.GaugeVec
 	window        *prometheus.GaugeVec
 	sloEvents     *prometheus.CounterVec
@@ -135,6 +136,8 @@ var metricHelp = map[string]string{
 	"batch_entries":                  "Calls carried by one operation.",
 	"inflight_operations":            "Operations under way.",
 	"queue_entries":                  "Calls waiting for an operation.",
+	"near_cache_entries":             "Denials that are repeated without asking the primary, as long as they hold.",
+	"near_cache_hits_total":          "Calls denied without asking the primary, because it had said so.",
 	"local_keys":                     "Keys counted in this process's own memory.",
 	"redis_pool_connections":         "Connections by role of the server and state.",
 	"redis_pool_timeouts_total":      "Times no connection was free in time.",
@@ -159,6 +162,7 @@ var liveMetrics = map[string][]string{
 	"inflight_operations":           {"shard_id"},
 	"queue_entries":                 {"shard_id"},
 	"local_keys":                    {},
+	"near_cache_entries":            {"limit"},
 	"redis_pool_connections":        {"shard_id", "role", "state"},
 	"redis_pool_timeouts_total":     {"shard_id", "role"},
 	"redis_pool_wait_seconds_total": {"shard_id", "role"},
@@ -189,6 +193,7 @@ func newMetrics(c Config) *metrics {
 	m.requested = m.counter("tokens_requested_total", "limit")
 	m.granted = m.counter("tokens_granted_total", "limit")
 	m.nearLimit = m.counter("near_limit_total", "limit")
+	m.nearHits = m.counter("near_cache_hits_total", "limit")
 	m.capacity = m.gauge("limit_capacity", "limit")
 	m.window = m.gauge("limit_window_seconds", "limit")
 	m.sloEvents = m.counter("slo_events_total", "slo_name")
@@ -303,6 +308,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge("ring_shards", float64(n), BreakerState(state).String())
 	}
 	gauge("local_keys", float64(m.ring.local.len()))
+	denials := m.ring.near.count(m.ring.clock())
+	for _, l := range m.ring.allLimiters() {
+		gauge("near_cache_entries", float64(denials[l.rule]), l.name)
+	}
 	gauge("slo_objective_ratio", sloObjective, sloAvailability)
 	gauge("slo_objective_ratio", sloObjective, sloLatency)
 	version, revision := buildVersion()
@@ -508,10 +517,11 @@ func (s *shardMetrics) fellBack(mode fallbackMode, cause Cause) {
 // none.
 type limiterMetrics struct {
 	m         *metrics
-	decisions [outcomes][SourcePolicy + 1]prometheus.Counter
+	decisions [outcomes][SourceCache + 1]prometheus.Counter
 	requested prometheus.Counter
 	granted   prometheus.Counter
 	nearLimit prometheus.Counter
+	nearHits  prometheus.Counter
 }
 
 func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
@@ -523,8 +533,9 @@ func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
 		requested: m.requested.WithLabelValues(name),
 		granted:   m.granted.WithLabelValues(name),
 		nearLimit: m.nearLimit.WithLabelValues(name),
+		nearHits:  m.nearHits.WithLabelValues(name),
 	}
-	for source := SourcePrimary; source <= SourcePolicy; source++ {
+	for source := SourcePrimary; source <= SourceCache; source++ {
 		for _, o := range []outcome{outcomeAllowed, outcomeDenied} {
 			l.decisions[o][source] = m.decisions.WithLabelValues(name, outcomeNames[o], source.String())
 		}
@@ -535,6 +546,13 @@ func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
 	m.capacity.WithLabelValues(name).Set(float64(r.capacity))
 	m.window.WithLabelValues(name).Set((time.Duration(r.window) * time.Microsecond).Seconds())
 	return l
+}
+
+// nearHit counts a call that the denied-key cache answered.
+func (l *limiterMetrics) nearHit() {
+	if l != nil {
+		l.nearHits.Inc()
+	}
 }
 
 // decided counts one entry of a call that was answered.
@@ -550,10 +568,13 @@ func (l *limiterMetrics) decided(s *shard, d *Decision, cost int64, took time.Du
 	l.requested.Add(float64(cost))
 	l.decisions[o][d.Source].Inc()
 	s.metrics.latency[o].Observe(took.Seconds())
-	l.m.availability[0].Inc()
-	if d.Source != SourcePrimary {
-		l.m.availability[1].Inc()
-	} else if d.Remaining*5 <= d.Limit {
+	if d.Source != SourceLease && d.Source != SourceCache { // those needed no Redis
+		l.m.availability[0].Inc()
+		if d.Source != SourcePrimary {
+			l.m.availability[1].Inc()
+		}
+	}
+	if d.Source == SourcePrimary && d.Remaining*5 <= d.Limit {
 		l.nearLimit.Inc()
 	}
 	l.m.latencyEvents[0].Inc()

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,8 +32,10 @@ type Ring struct {
 	metrics     *metrics
 	log         *events
 	local       *localTable
+	near        *nearCache
 	began       time.Time
 	lastCount   atomic.Int64 // see instances.go
+	steady      bool         // the clock is the system's
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -96,7 +100,8 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.Now == nil {
+	steady := c.Now == nil
+	if steady {
 		c.Now = time.Now
 	}
 	if c.Rand == nil {
@@ -104,8 +109,8 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 	}
 	r := &Ring{
 		config: c, space: newKeySpace(c.Prefix),
-		local: newLocalTable(c.MaxLocalKeys), limiters: map[string]*Limiter{},
-		log: newEvents(c.Logger, c.Now), began: c.Now(), hashKey: publishedHashKey,
+		local: newLocalTable(c.MaxLocalKeys), near: newNearCache(c.NearCacheKeys), limiters: map[string]*Limiter{},
+		log: newEvents(c.Logger, c.Now), began: c.Now(), steady: steady, hashKey: publishedHashKey,
 		calls: callGate{idle: make(chan struct{})},
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
@@ -238,7 +243,12 @@ func (r *Ring) keepUp() {
 }
 
 // clock is ns since Open, monotonic.
-func (r *Ring) clock() int64 { return int64(r.config.Now().Sub(r.began)) }
+func (r *Ring) clock() int64 {
+	if r.steady { // half the price of time.Now, for it leaves out the time of day
+		return int64(time.Since(r.began))
+	}
+	return int64(r.config.Now().Sub(r.began))
+}
 
 func (r *Ring) owner(h keyHash) *shard {
 	m := &r.members[r.table.owner(h.hi)]
@@ -327,7 +337,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	if err != nil {
 		return nil, fmt.Errorf("limiter %q: %w", name, err)
 	}
-	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget}
+	o := limiterOptions{policy: r.config.Policy, budget: r.config.Budget, near: defaultNearCache}
 	for _, opt := range opts {
 		if opt == nil {
 			return nil, invalid("opts", verbatim("nil"), "must be options such as WithPolicy")
@@ -345,8 +355,8 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.limiters[name]; l != nil {
-		if l.limit != limit || l.policy != o.policy || l.budget != o.budget {
-			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s; give this one another name", l.limit, l.policy, l.budget)
+		if l.limit != limit || l.policy != o.policy || l.budget != o.budget || l.nearLife != int64(o.near) {
+			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s, near cache %s; give this one another name", l.limit, l.policy, l.budget, time.Duration(l.nearLife))
 		}
 		return l, nil
 	}
@@ -356,11 +366,18 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	l := &Limiter{
 		ring: r, name: name, limit: limit, rule: compiled,
 		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
-		policy: o.policy, budget: o.budget,
+		policy: o.policy, budget: o.budget, nearLife: int64(o.near),
 		metrics: r.metrics.forLimiter(name, compiled),
 	}
 	r.limiters[name] = l
 	return l, nil
+}
+
+// allLimiters are the limiters made so far.
+func (r *Ring) allLimiters() []*Limiter {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Collect(maps.Values(r.limiters))
 }
 
 // enter counts a call in, unless the ring is closed.

@@ -114,6 +114,11 @@ type Config struct {
 	// them are in use, further keys share counters and may be denied early; a key in
 	// use is never forgotten.
 	MaxLocalKeys int
+	// NearCacheKeys is the most denials kept in this process so that calls which the
+	// primary would deny need not ask it, see WithNearCache: up to 16,777,216, default
+	// 16,384 (about 130 KB, and 110 bytes for each denial in it), rounded up to a power of
+	// two; negative: none.
+	NearCacheKeys int
 	// Breaker is the circuit breaker of every shard.
 	Breaker BreakerConfig
 	// Strict makes Open fail when a shard cannot be reached or is too old. By default
@@ -230,6 +235,12 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.Instances < 0 || c.Instances > 1_000_000 {
 		return c, invalid("Config.Instances", c.Instances, "must be 1 to 1000000, or 0 to count them")
+	}
+	if c.NearCacheKeys == 0 {
+		c.NearCacheKeys = defaultNearCacheKeys
+	}
+	if c.NearCacheKeys > maxNearCacheKeys {
+		return c, invalid("Config.NearCacheKeys", c.NearCacheKeys, "must be at most %d, 0 for the default of %d, or negative for none", maxNearCacheKeys, defaultNearCacheKeys)
 	}
 	if c.Budget == 0 {
 		c.Budget = defaultBudget
@@ -472,6 +483,7 @@ type LimiterOption func(*limiterOptions) error
 type limiterOptions struct {
 	policy FailurePolicy
 	budget time.Duration
+	near   time.Duration
 }
 
 // WithPolicy sets the limiter's failure policy instead of Config.Policy. A policy set
@@ -489,5 +501,20 @@ func WithBudget(d time.Duration) LimiterOption {
 	return func(o *limiterOptions) error {
 		o.budget = d
 		return checkBudget("WithBudget", d)
+	}
+}
+
+// WithNearCache sets how long a denial by the primary may be repeated without asking it:
+// 0 to MaxNearCache, default 1 s; 0 turns that off for the limiter. It is never repeated
+// for longer than the primary would deny the call, so nothing changes but the time it
+// takes; except that a Reset in another process, a limit raised in another process, and a
+// clock of the server that steps forward take effect here up to max later.
+func WithNearCache(max time.Duration) LimiterOption {
+	return func(o *limiterOptions) error {
+		if max < 0 || max > MaxNearCache {
+			return invalid("WithNearCache", max, "must be 0 (off) to %s", MaxNearCache)
+		}
+		o.near = max
+		return nil
 	}
 }

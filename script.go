@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+//go:embed scripts/head.lua
+var headLua string
+
 //go:embed scripts/token_bucket.lua
 var tokenBucketLua string
 
@@ -55,7 +58,7 @@ var (
 func assemble(head, part string) script {
 	var b strings.Builder
 	b.WriteString(head)
-	for _, file := range []string{tokenBucketLua, slidingLogLua, frameLua} {
+	for _, file := range []string{headLua, tokenBucketLua, slidingLogLua, frameLua} {
 		common, rest, ok := strings.Cut(file, "--@look\n")
 		if !ok {
 			panic("ringfence: a script has no look part")

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "f5d2de6585833391ce0b150e067e296641089ca0"},
-		{"look on Redis", redisScripts.look, "b800983bc87f8e642ad95809bd2b33eb0b7c650d"},
-		{"charge, plain", plainScripts.charge, "176d4419296329ab8ec32124a5e331e2bd7dcc43"},
-		{"look, plain", plainScripts.look, "efc3403340db5508262c5848c063873799cb6260"},
+		{"charge on Redis", redisScripts.charge, "54324fc6d0a2db982df79d608e5cb78f50bc60c6"},
+		{"look on Redis", redisScripts.look, "082c13cc9e50cfc1b79d4b312c7aafd5b900e729"},
+		{"charge, plain", plainScripts.charge, "8ec46feecb2e818f1b2c2c0c1d7cc3dce37a7497"},
+		{"look, plain", plainScripts.look, "113b22993ceda79565ba503b52eee56da3c989dd"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

@@ -25,7 +25,7 @@ func TestARevivedShardIsEmptyAtItsOldAddress(t *testing.T) {
 	admitted := func() (n int) {
 		t.Helper()
 		ring, err := ringfence.Open(ctx, ringfence.Config{
-			Shards: shards.Config()[1:], HashKey: make([]byte, 16), Strict: true,
+			Shards: shards.Config()[1:], HashKey: make([]byte, 16), Strict: true, NearCacheKeys: -1,
 			Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,
 		})
 		if err != nil {

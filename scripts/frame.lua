@@ -1,7 +1,7 @@
 -- frame.lua: one call, many entries. Every file has a part for both scripts, one for
 -- the look script (from "--@look") and one for the charge script (from "--@charge").
--- Go puts together a script from token_bucket.lua, sliding_log.lua and this file, in
--- this order, taking of each the common part and the script's own
+-- Go puts together a script from head.lua, token_bucket.lua, sliding_log.lua and this
+-- file, in this order, taking of each the common part and the script's own
 --
 -- and, for a Redis server, a first line: "#!lua" for charge (so that Redis checks
 -- out-of-memory, read-only and missing replicas before the first line runs) and
@@ -23,7 +23,8 @@
 --           asking: "0", or units (token bucket), or "units@age us,..." (sliding log)
 --
 -- Every number is an integer below 2^53: those are exact in Lua. They are written
--- out with %.0f, because tostring keeps 14 digits on Redis.
+-- out with %d, because tostring keeps 14 digits on Redis, and as text, because Redis
+-- takes longer than Lua to write a number.
 --
 -- Reply: {now us, then for each entry status, granted, a, b, c}
 --   status   0 decided; 1 the key holds another type; 2 its value was not written by
@@ -34,28 +35,25 @@
 --
 -- Time is this server's own, read once: KEYS are decided as of one instant.
 
-local time = redis.call('TIME')
-local now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-
 local limits = {}
 local at = 2
-for j = 1, tonumber(ARGV[1]) do
-  local limit = { ARGV[at] }
-  for k = 1, 6 do
-    limit[k + 1] = tonumber(ARGV[at + k])
-  end
-  limit[8] = ARGV[at + 7]
-  limits[j] = limit
+for j = 1, number(ARGV[1]) do
+  limits[j] = {
+    ARGV[at], number(ARGV[at + 1]), number(ARGV[at + 2]), number(ARGV[at + 3]),
+    number(ARGV[at + 4]), number(ARGV[at + 5]), number(ARGV[at + 6]), ARGV[at + 7],
+  }
   at = at + 8
 end
 
-local function run(algorithms)
-  local reply = { now }
-  local out = 1
-  for i = 1, #KEYS do
-    local limit = limits[tonumber(ARGV[at])]
-    local status, granted, a, b, c =
-      algorithms[limit[1]](KEYS[i], limit, now, tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), ARGV[at + 3])
+local function run(bucket, log)
+  local keys, args = KEYS, ARGV
+  local reply, out = { now }, 1
+  for i = 1, #keys do
+    local limit, cost, count = limits[number(args[at])], args[at + 1], args[at + 2]
+    local decide = limit[1] == '1' and bucket or log
+    -- Most callers ask for one unit, and comparing is cheaper than converting.
+    local status, granted, a, b, c = decide(keys[i], limit,
+      cost == '1' and 1 or number(cost), count == '1' and 1 or number(count), args[at + 3])
     at = at + 4
     reply[out + 1] = status
     reply[out + 2] = granted or 0
@@ -68,6 +66,6 @@ local function run(algorithms)
 end
 
 --@look
-return run({ ['1'] = bucket_look, ['2'] = log_look })
+return run(bucket_look, log_look)
 --@charge
-return run({ ['1'] = bucket_charge, ['2'] = log_charge })
+return run(bucket_charge, log_charge)

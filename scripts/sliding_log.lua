@@ -9,7 +9,8 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and the offset in force. TTL: one window, plus slack.
+--   and the offset in force. TTL: one window, plus slack, plus
+--   up to a minute to spare.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
 --   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
 --   of count were admitted;
@@ -24,14 +25,14 @@
 
 -- The name of member number seq.
 local function log_name(seq, suffix)
-  local digits = string.format('%.0f', seq)
+  local digits = format('%d', seq)
   return string.char(48 + #digits) .. digits .. suffix
 end
 
 -- Reads a log. Returns status, t (now by the key's clock), gap (us by which that
 -- clock stands still ahead of real time), card, expired, seq and suffix of the newest
 -- member, its score, and its name where the clock must be anchored anew.
-local function log_read(key, limit, now)
+local function log_read(key, limit)
   local newest = redis.pcall('ZREVRANGE', key, 0, 0, 'WITHSCORES')
   if newest.err then
     if string.find(newest.err, 'WRONGTYPE', 1, true) then return 1 end
@@ -39,15 +40,15 @@ local function log_read(key, limit, now)
   end
   local name = newest[1]
   if not name then return 0, now, 0, 0, 0, 0, '', now end
-  local score = tonumber(newest[2])
+  local score = number(newest[2])
   local width, digits, off = string.match(name, '^(.)(%d+)(.*)$')
   if not width or not score or string.byte(width) - 48 ~= #digits or #digits > 15
     or score < 0 or score > 9007199254740991 or score % 1 ~= 0 then
     return 2
   end
-  local seq, offset = tonumber(digits), 0
+  local seq, offset = number(digits), 0
   if off ~= '' then
-    offset = tonumber(string.match(off, '^~(%d+)$') or '')
+    offset = number(string.match(off, '^~(%d+)$') or '')
     if not offset or offset > 9007199254740991 then return 2 end
   end
   local t, gap, anchor = now + offset, 0, nil
@@ -55,19 +56,21 @@ local function log_read(key, limit, now)
     if score - t <= limit[3] then
       gap = score - t
     else
-      off = '~' .. string.format('%.0f', offset + score - t)
+      off = '~' .. format('%d', offset + score - t)
       anchor = name
     end
     t = score
   end
-  local card = redis.call('ZCARD', key)
-  local expired = redis.call('ZCOUNT', key, '-inf', string.format('%.0f', t - limit[3]))
+  local card = call('ZCARD', key)
+  local expired = call('ZCOUNT', key, '-inf', format('%d', t - limit[3]))
   return 0, t, gap, card, expired, seq, off, score, anchor
 end
 
 -- How many of count callers of this cost fit beside used units.
 local function log_fit(limit, used, cost, count)
-  return math.max(0, math.min(count, math.floor((limit[2] - used) / cost)))
+  local fit = floor((limit[2] - used) / cost)
+  if fit > count then return count end
+  return fit > 0 and fit or 0
 end
 
 -- us until a call of this cost fits when it does not now.
@@ -75,18 +78,18 @@ local function log_wait(key, limit, t, gap, expired, used, cost)
   local gone = used + cost - limit[2]
   if gone < 1 or gone > used then return 0 end
   local rank = expired + gone - 1
-  local oldest = redis.call('ZRANGE', key, rank, rank, 'WITHSCORES')
-  return tonumber(oldest[2]) + limit[3] - t + gap
+  local oldest = call('ZRANGE', key, rank, rank, 'WITHSCORES')
+  return number(oldest[2]) - t + limit[3] + gap
 end
 
 --@look
-local function log_look(key, limit, now, cost, count)
-  local status, t, gap, card, expired, _, _, score = log_read(key, limit, now)
+local function log_look(key, limit, cost, count)
+  local status, t, gap, card, expired, _, _, score = log_read(key, limit)
   if status ~= 0 then return status end
   local used = card - expired
   local granted, wait, empty = log_fit(limit, used, cost, count), 0, 0
   if granted == 0 then wait = log_wait(key, limit, t, gap, expired, used, cost) end
-  if used > 0 then empty = score + limit[3] - t + gap end
+  if used > 0 then empty = score - t + limit[3] + gap end
   return 0, granted, used, wait, empty
 end
 
@@ -95,14 +98,18 @@ local log_slack_ms = 5000
 
 -- Adds units members numbered from seq + 1 at one score.
 local function log_add(key, score, seq, units, suffix)
-  local at = string.format('%.0f', score)
+  local at = score == now and now_text or format('%d', score)
+  if units == 1 then
+    call('ZADD', key, at, log_name(seq + 1, suffix))
+    return seq + 1
+  end
   while units > 0 do
     local some, args = math.min(units, 500), {}
     for i = 1, some do
       args[2 * i - 1] = at
       args[2 * i] = log_name(seq + i, suffix)
     end
-    redis.call('ZADD', key, unpack(args))
+    call('ZADD', key, unpack(args))
     seq, units = seq + some, units - some
   end
   return seq
@@ -114,7 +121,7 @@ end
 local function log_debit(key, limit, t, seq, suffix, debit, newest, score)
   local added, latest = 0, nil
   for units, age in string.gmatch(debit, '(%d+)@(%d+)') do
-    units, age = math.min(tonumber(units), 1000), tonumber(age)
+    units, age = math.min(number(units), 1000), number(age)
     if age < limit[3] then
       seq = log_add(key, t - age, seq, units, suffix)
       added = added + units
@@ -122,50 +129,50 @@ local function log_debit(key, limit, t, seq, suffix, debit, newest, score)
     end
   end
   if latest and newest and score > latest then
-    redis.call('ZREM', key, newest)
+    call('ZREM', key, newest)
     seq, latest = log_add(key, score, seq, 1, suffix), score
   end
   return added, seq, latest or score
 end
 
-local function log_charge(key, limit, now, cost, count, debit)
-  local status, t, gap, card, expired, seq, suffix, score, anchor = log_read(key, limit, now)
+local function log_charge(key, limit, cost, count, debit)
+  local status, t, gap, card, expired, seq, suffix, score, anchor = log_read(key, limit)
   if status ~= 0 then return status end
   local used, write = card - expired, false
   if anchor then
-    redis.call('ZREM', key, anchor)
+    call('ZREM', key, anchor)
     seq = log_add(key, score, seq, 1, suffix)
     write = true
   end
   if debit ~= '0' then
-    local newest = redis.call('ZREVRANGE', key, 0, 0)[1]
+    local newest = call('ZREVRANGE', key, 0, 0)[1]
     local added
     added, seq, score = log_debit(key, limit, t, seq, suffix, debit, newest, score)
     used, write = used + added, write or added > 0
   end
   local granted = log_fit(limit, used, cost, count)
   if granted > 0 then
-    local units = granted * cost
+    local units, anew = granted * cost, write or card == 0
     if used == 0 and card > 0 then
       -- Nothing left of it: begin anew, with the server's own clock and short names.
-      redis.call('UNLINK', key)
-      seq, suffix, t, gap, expired = 0, '', now, 0, 0
+      call('UNLINK', key)
+      seq, suffix, t, gap, expired, anew = 0, '', now, 0, 0, true
     elseif expired > 0 then
       local some = math.min(expired, math.max(256, 2 * units))
-      redis.call('ZREMRANGEBYRANK', key, 0, some - 1)
+      call('ZREMRANGEBYRANK', key, 0, some - 1)
       expired = expired - some
     end
     log_add(key, t, seq, units, suffix)
-    redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)
+    keep(key, floor((limit[3] + gap) / 1000) + 1 + log_slack_ms, anew)
     used = used + units
     local wait = 0
     if granted < count then wait = log_wait(key, limit, t, gap, expired, used, cost) end
     return 0, granted, used, wait, limit[3] + gap
   end
-  if write or (card > 0 and redis.call('PTTL', key) == -1) then
-    redis.call('PEXPIRE', key, math.floor((limit[3] + gap) / 1000) + 1 + log_slack_ms)
+  if write or (card > 0 and call('PTTL', key) == -1) then
+    keep(key, floor((limit[3] + gap) / 1000) + 1 + log_slack_ms, true)
   end
   local empty = 0
-  if used > 0 then empty = score + limit[3] - t + gap end
+  if used > 0 then empty = score - t + limit[3] + gap end
   return 0, 0, used, log_wait(key, limit, t, gap, expired, used, cost), empty
 end

@@ -12,7 +12,8 @@
 -- State, the fields of the HASH:
 --   d  whole us until full, as of t        r  and this many n-ths of one
 --   t  us, this server's clock             u  the unit of the limit that wrote it
--- A key that is not there is a full bucket. TTL: until full, plus slack.
+-- A key that is not there is a full bucket. TTL: until full, plus slack, plus up to a
+-- minute to spare.
 -- Reply: a, b = d, r after the call (look: before it), as of this instant; c = us by which the key's
 --   clock is ahead of this server's (it stepped back), 0 otherwise. The tokens left
 --   are (burst * p - (d * n + r)) / p; Go works that out.
@@ -75,8 +76,8 @@ end
 
 -- Reads a bucket and brings it up to now, in the unit of limit.
 -- Returns status, d, r, t, exists, changed (the clock stepped back too far, or another
--- limit wrote it: to be written down even by a call that is denied).
-local function bucket_read(key, limit, now)
+-- limit wrote it: to be written down even by a call that is denied), other (the latter).
+local function bucket_read(key, limit)
   local state = redis.pcall('HMGET', key, 'd', 'r', 't', 'u')
   if state.err then
     if string.find(state.err, 'WRONGTYPE', 1, true) then return 1 end
@@ -85,10 +86,10 @@ local function bucket_read(key, limit, now)
   local unit = state[4]
   if not (state[1] or state[2] or state[3] or unit) then
     -- A HASH with other fields is somebody else's.
-    if redis.call('EXISTS', key) == 1 then return 2 end
+    if call('EXISTS', key) == 1 then return 2 end
     return 0, 0, 0, now, false, false
   end
-  local d, r, t = tonumber(state[1] or ''), tonumber(state[2] or ''), tonumber(state[3] or '')
+  local d, r, t = number(state[1] or ''), number(state[2] or ''), number(state[3] or '')
   if not (d and r and t and unit) or d < 0 or r < 0 or t < 0
     or d % 1 ~= 0 or r % 1 ~= 0 or t % 1 ~= 0 or t > 9007199254740991 then
     return 2
@@ -144,7 +145,7 @@ local function bucket_read(key, limit, now)
       end
     end
   end
-  return 0, d, r, t, true, anchored or other
+  return 0, d, r, t, true, anchored or other, other
 end
 
 -- How many of count callers of this cost fit, and the bucket after them.
@@ -158,7 +159,7 @@ local function bucket_take(limit, d, r, cost, count)
     units = cost * count
   end
   local nr = r + units * pr
-  local k = math.floor(nr / n)
+  local k = floor(nr / n)
   local nd = d + units * pq + k
   nr = nr - k * n
   if nd > bq or (nd == bq and nr > br) then return 0, d, r end
@@ -166,21 +167,21 @@ local function bucket_take(limit, d, r, cost, count)
 end
 
 --@look
-local function bucket_look(key, limit, now, cost, count)
-  local status, d, r, t = bucket_read(key, limit, now)
+local function bucket_look(key, limit, cost, count)
+  local status, d, r, t = bucket_read(key, limit)
   if status ~= 0 then return status end
   local granted = bucket_take(limit, d, r, cost, count)
   return 0, granted, d, r, t - now
 end
 
 --@charge
-local function bucket_charge(key, limit, now, cost, count, debit)
-  local status, d, r, t, exists, write = bucket_read(key, limit, now)
+local function bucket_charge(key, limit, cost, count, debit)
+  local status, d, r, t, exists, write, other = bucket_read(key, limit)
   if status ~= 0 then return status end
   if debit ~= '0' then
-    local units = math.min(tonumber(debit), limit[7])
+    local units = math.min(number(debit), limit[7])
     local nr = r + units * limit[4]
-    local k = math.floor(nr / limit[2])
+    local k = floor(nr / limit[2])
     d, r = d + units * limit[3] + k, nr - k * limit[2]
     if d > limit[5] or (d == limit[5] and r > limit[6]) then
       d, r = limit[5], limit[6]
@@ -190,10 +191,15 @@ local function bucket_charge(key, limit, now, cost, count, debit)
   local granted
   granted, d, r = bucket_take(limit, d, r, cost, count)
   if granted > 0 or write then
-    redis.call('HSET', key, 'd', d, 'r', r, 't', t, 'u', limit[8])
-    redis.call('PEXPIRE', key, math.floor((d + t - now) / 1000) + 1 + slack_ms)
-  elseif exists and redis.call('PTTL', key) == -1 then
-    redis.call('PEXPIRE', key, math.floor((limit[5] + t - now) / 1000) + 1 + slack_ms)
+    local at = t == now and now_text or format('%d', t)
+    if exists and not other then
+      call('HSET', key, 'd', format('%d', d), 'r', r == 0 and '0' or format('%d', r), 't', at)
+    else
+      call('HSET', key, 'd', format('%d', d), 'r', format('%d', r), 't', at, 'u', limit[8])
+    end
+    keep(key, floor((d + t - now) / 1000) + 1 + slack_ms, write or not exists)
+  elseif exists and call('PTTL', key) == -1 then
+    keep(key, floor((limit[5] + t - now) / 1000) + 1 + slack_ms, true)
   end
   return 0, granted, d, r, t - now
 end

@@ -86,7 +86,7 @@ func sleepUntil(ctx context.Context, at time.Time) bool {
 
 // tally counts answers.
 type tally struct {
-	source          [ringfence.SourcePolicy + 1]int
+	source          [ringfence.SourceCache + 1]int
 	allowed, denied int
 	errors          int
 	took            []time.Duration // in the order of the answers

@@ -6,8 +6,9 @@
 // the package above, so that a mistake would have to be made twice to go unseen.
 //
 // Time is the server's, in microseconds, and comes in as a parameter. A key does not
-// know when it expires: Charge returns the time to live that the server was given, and
-// whoever plays the server calls Forget when it has passed.
+// know when it expires: Charge returns the time to live that it needs, and whoever plays
+// the server gives it SpareMillis more if it has less or the Trace says Afresh, and calls
+// Forget when that has passed.
 package model
 
 import (
@@ -43,11 +44,16 @@ type Trace struct {
 	Converted  bool // a bucket was written under another limit
 	Anew       bool // a log of which nothing counted any more was started anew
 	Trimmed    bool // a log forgot some hits and kept others that no longer count
+	Afresh     bool // the key was made or mended, and so was its time to live
 
 	// How many hits of a log leave the window at this very instant, one us later,
 	// and left it one us ago.
 	Leaving, LastMicro, JustLeft int
 }
+
+// SpareMillis is what a key gets beyond the time to live it needs, so that it need not be
+// given another at every call.
+const SpareMillis = 60_000
 
 // slackMillis is what the scripts add to the time a key is needed for.
 const slackMillis = 5000
@@ -151,7 +157,7 @@ func take(tokens *big.Rat, c Call) (granted int64, left *big.Rat) {
 }
 
 // Charge decides a call and takes what it was granted. ttl is the time to live the key
-// gets, in milliseconds, or 0 when nothing is written.
+// needs, in milliseconds, or 0 when nothing is written.
 func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, tr Trace) {
 	tokens, clock, tr := b.view(l, now)
 	write := tr.Anchored || tr.Converted
@@ -162,6 +168,7 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 		}
 		write = true
 	}
+	tr.Afresh = write || b.tokens == nil
 	granted, tokens := take(tokens, c)
 	if granted > 0 || write {
 		b.limit, b.tokens, b.last = l, tokens, clock
@@ -287,7 +294,7 @@ func (l LogLimit) answer(hits []int64, clock, gap, cost int64) Answer {
 }
 
 // Charge decides a call and takes what it was granted. ttl is the time to live the key
-// gets, in milliseconds, or 0 when nothing is written.
+// needs, in milliseconds, or 0 when nothing is written.
 func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Trace) {
 	clock, gap, offset, gone, tr := g.view(l, now)
 	write := tr.Anchored
@@ -300,11 +307,12 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 	}
 	used := int64(len(g.hits) - gone)
 	granted := l.fit(used, c)
+	tr.Afresh = write || len(g.hits) == 0
 	if granted > 0 {
 		write = true
 		units := granted * c.Cost
 		if used == 0 {
-			tr.Anew = gone > 0
+			tr.Anew, tr.Afresh = gone > 0, true
 			g.Forget()
 			clock, gap, gone = now, 0, 0
 		}
