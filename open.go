@@ -354,7 +354,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 		ring: r, name: name, limit: limit, rule: compiled,
 		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
 		policy: o.policy, budget: o.budget,
-		metrics: r.metrics.forLimiter(name, compiled),
+		metrics: r.metrics.forLimiter(name, compiled), top: r.config.Top.forLimiter(),
 	}
 	r.limiters[name] = l
 	return l, nil
