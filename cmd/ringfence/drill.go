@@ -40,6 +40,9 @@ const (
 	healthyDelay = 12 * time.Millisecond
 	// slowReply is how long the shard does nothing else, again and again.
 	slowReply = 1400 * time.Millisecond
+	// drillBudget is the longest a caller waits: long enough for a busy machine, too short
+	// for the slow shard.
+	drillBudget = 500 * time.Millisecond
 	// drillBound is the longest a drill may take.
 	drillBound = 4 * time.Minute
 	// stepBound is the longest one step may take beyond the windows of the rules.
@@ -120,6 +123,7 @@ type drill struct {
 	users   []user
 	load    *drillLoad
 	job     *slowJob
+	probe   *redis.Client // of the slow shard, through its proxy
 	at      struct{ fault, open, page, mitigated, healed, recovered, resolved time.Time }
 	// denied and admitted are the calls for the slow shard without and with the mitigation.
 	denied, admitted tally
@@ -135,7 +139,8 @@ type drillLoad struct {
 
 // run rehearses from beginning to end. The error is what did not happen.
 func (d *drill) run(ctx context.Context) (err error) {
-	d.screen.say(d.palette.bold("ringfence drill")+": one of 3 shards turns slow. Real redis-servers, Prometheus and", fmt.Sprintf("Alertmanager; the rules of alerts/, %d times faster than life.", d.scale), "")
+	d.screen.say(d.palette.bold("ringfence drill")+": one of 3 shards turns slow. Real redis-servers, Prometheus and",
+		fmt.Sprintf("Alertmanager; the rules of alerts/, %d times faster than life.", d.scale), "")
 	defer func() { err = errors.Join(err, d.stop()) }()
 	if err := d.start(ctx); err != nil {
 		return err
@@ -156,9 +161,18 @@ func (d *drill) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// story tells one event with the time since the beginning.
-func (d *drill) story(what, text string) {
-	lines := wrap(fmt.Sprintf("%6.1fs  %-10s ", time.Since(d.began).Seconds(), what), text)
+// story tells what happens now.
+func (d *drill) story(what, text string) { d.storyAt(time.Now(), what, text) }
+
+// storyAt tells one event with the time since the beginning.
+func (d *drill) storyAt(at time.Time, what, text string) {
+	lines := wrap(fmt.Sprintf("%6.1fs  %-10s ", at.Sub(d.began).Seconds(), what), text)
+	switch what {
+	case "FAULT", "PAGE":
+		lines[0] = strings.Replace(lines[0], what, d.palette.red(what), 1)
+	case "resolved", "recovery":
+		lines[0] = strings.Replace(lines[0], what, d.palette.green(what), 1)
+	}
 	d.screen.say(lines...)
 }
 
@@ -191,9 +205,9 @@ func (d *drill) tell() {
 	}
 	for _, p := range d.watch.pages.changed() {
 		if p.resolved.IsZero() {
-			d.story(d.palette.red("PAGE"), p.name()+": "+p.annotations["summary"])
+			d.storyAt(p.fired, "PAGE", p.name()+": "+p.annotations["summary"])
 		} else {
-			d.story(d.palette.green("resolved"), p.name())
+			d.storyAt(p.resolved, "resolved", p.name())
 		}
 	}
 }
@@ -226,8 +240,9 @@ func (d *drill) start(ctx context.Context) error {
 			Shards: shards, Instances: drillApps, InstanceID: a.name, HashKey: []byte("not secret: demo"), Registerer: reg,
 			// A healthy shard takes 12 ms here, and a busy machine some more: the
 			// defaults of 20 ms and 5 ms would make the calm part an incident.
-			Budget: 250 * time.Millisecond, OperationTimeout: 500 * time.Millisecond, LatencyObjective: 400 * time.Millisecond,
-			Strict: true, Logger: slog.New(slog.DiscardHandler), // the drill tells the story itself
+			Budget: drillBudget, OperationTimeout: 2 * drillBudget, LatencyObjective: 2 * drillBudget,
+			Breaker: ringfence.BreakerConfig{Failures: 5},
+			Strict:  true, Logger: slog.New(slog.DiscardHandler), // the drill tells the story itself
 		})
 		if err != nil {
 			return err
@@ -238,6 +253,10 @@ func (d *drill) start(ctx context.Context) error {
 			return err
 		}
 		gatherers = append(gatherers, reg)
+	}
+	d.probe = redis.NewClient(&redis.Options{Addr: d.proxies[slowShard].Addr(), ReadTimeout: 10 * time.Second, MaxRetries: -1, PoolSize: 1})
+	if _, err := d.ping(ctx); err != nil { // opens the connection
+		return err
 	}
 	for i := range 60 {
 		u := user{name: fmt.Sprintf("user-%d", i+1)}
@@ -281,13 +300,8 @@ func (d *drill) endLoad() {
 
 // ping is how long the slow shard takes for the simplest question, seen by a client.
 func (d *drill) ping(ctx context.Context) (time.Duration, error) {
-	c := redis.NewClient(&redis.Options{Addr: d.proxies[slowShard].Addr(), ReadTimeout: 10 * time.Second, MaxRetries: -1, PoolSize: 1})
-	defer c.Close()
-	if err := c.Ping(ctx).Err(); err != nil { // opens the connection
-		return 0, err
-	}
 	began := time.Now()
-	err := c.Ping(ctx).Err()
+	err := d.probe.Ping(ctx).Err()
 	return time.Since(began), err
 }
 
@@ -295,7 +309,7 @@ func (d *drill) calm(ctx context.Context) error {
 	b := d.play()
 	since := time.Now()
 	quiet := d.window(shortWindow) * 3 / 2
-	err := d.await(ctx, "calm: no page, and every rule evaluated", quiet+2*stepBound, func() (bool, error) {
+	err := d.await(ctx, "calm: no page, and every rule evaluated", d.window(40*time.Minute)+2*stepBound, func() (bool, error) {
 		sees, err := d.watch.sees(ctx)
 		if err != nil {
 			return false, err
@@ -322,7 +336,7 @@ func (d *drill) calm(ctx context.Context) error {
 func (d *drill) fault(ctx context.Context) error {
 	b := d.play()
 	d.at.fault = time.Now()
-	d.story(d.palette.red("FAULT"), fmt.Sprintf("on %s somebody runs commands of %s, one after the other (DEBUG SLEEP): nothing else is served meanwhile. Nobody tells the apps.", shardID(slowShard), slowReply))
+	d.story("FAULT", fmt.Sprintf("on %s somebody runs commands of %s, one after the other (DEBUG SLEEP): nothing else is served meanwhile. Nobody tells the apps.", shardID(slowShard), slowReply))
 	d.busy(true)
 	err := d.await(ctx, "circuit breakers open in every app", stepBound, func() (bool, error) {
 		for _, a := range d.apps {
@@ -336,12 +350,18 @@ func (d *drill) fault(ctx context.Context) error {
 		return err
 	}
 	d.at.open = time.Now()
-	took, err := d.ping(ctx)
+	d.story("breakers", fmt.Sprintf("open in all %d apps, %s after the fault: %s", drillApps, short(d.at.open.Sub(d.at.fault)), d.apps[0].ring.Stats()[slowShard].Breaker.LastError))
+	var slowest time.Duration
+	err = d.await(ctx, "a PING of more than a second", stepBound, func() (bool, error) {
+		took, err := d.ping(ctx) // it comes in the middle of a command
+		slowest = max(slowest, took)
+		return slowest > time.Second, err
+	})
 	if err != nil {
 		return err
 	}
 	t := b.shardTally(shardID(slowShard))
-	d.story("breakers", fmt.Sprintf("open in all %d apps, %s after the fault: %s. PING now takes %s.", drillApps, short(d.at.open.Sub(d.at.fault)), d.apps[0].ring.Stats()[slowShard].Breaker.LastError, short(took)))
+	d.story("", fmt.Sprintf("%s answers PING in %s", shardID(slowShard), short(slowest)))
 	d.story("impact", fmt.Sprintf("callers wait no longer, but policy closed denies them: %d of %d denied", t.denied, t.answers()))
 	return nil
 }
@@ -379,7 +399,7 @@ func (d *drill) mitigate(ctx context.Context) error {
 	}
 	d.endLoad() // calls under way were asked before the mitigation
 	d.at.mitigated = time.Now()
-	d.story(d.palette.yellow("mitigation"), fmt.Sprintf("in every app: ForceBreaker(%q, BreakerForcedOpen), SetPolicy(%q, PolicyOpen)", id, id))
+	d.story("mitigation", fmt.Sprintf("in every app: ForceBreaker(%q, BreakerForcedOpen), SetPolicy(%q, PolicyOpen)", id, id))
 	b := d.play()
 	const enough = 60
 	err := d.await(ctx, "calls for the slow shard after the mitigation", stepBound, func() (bool, error) {
@@ -424,7 +444,7 @@ func (d *drill) recover(ctx context.Context) error {
 		return err
 	}
 	d.at.recovered = time.Now()
-	d.story(d.palette.green("recovery"), fmt.Sprintf("the primary of %s has answered all %d apps, %s after the fault ended", id, drillApps, short(d.at.recovered.Sub(d.at.healed))))
+	d.story("recovery", fmt.Sprintf("the primary of %s has answered all %d apps, %s after the fault ended", id, drillApps, short(d.at.recovered.Sub(d.at.healed))))
 	return nil
 }
 
@@ -474,7 +494,7 @@ func (d *drill) summary() {
 		"  fault over      "+after(d.at.healed),
 		"  recovered       "+after(d.at.recovered)+"   the primary answers every app",
 		"  pages resolved  "+after(d.at.resolved),
-		fmt.Sprintf("  callers         %d decisions, %d errors, p99 %s (budget 250 ms)", d.total.answers(), d.total.errors, short(d.total.percentile(0.99))),
+		fmt.Sprintf("  callers         %d decisions, %d errors, p99 %s (budget %s)", d.total.answers(), d.total.errors, short(d.total.percentile(0.99)), short(drillBudget)),
 		fmt.Sprintf("The drill held. It took %s.", short(time.Since(d.began))))
 }
 
@@ -488,6 +508,9 @@ func (d *drill) stop() error {
 	}
 	if d.watch != nil {
 		d.watch.close()
+	}
+	if d.probe != nil {
+		_ = d.probe.Close()
 	}
 	for _, p := range d.proxies {
 		p.Close()
