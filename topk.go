@@ -28,9 +28,9 @@ const (
 // of the counters for a fourth of the keys). Of N calls in a half window, every key with
 // more than 4 x N / Keys is listed, and no count is further off than that; usually it is a
 // fourth of it, and TopKey says how far each may be off. Of the first 1,024 calls of
-// a half window or more (up to 4,096) each is counted; from then on one in 16, drawn at
-// random, counts for 16, which adds a standard deviation of sqrt(15 x calls) to the count
-// of a key: 4 % at 10,000.
+// a half window or more (up to 4,096) each is counted; from then on one in 64, drawn at
+// random, counts for 64, which adds a standard deviation of sqrt(63 x calls) to the count
+// of a key: 8 % at 10,000.
 //
 // A list takes at most 4 x Keys x (100 bytes + the length of its keys) over both halves;
 // a limiter with the largest keys (512 bytes) and Keys = 256 takes 1.3 MB at the very
@@ -97,7 +97,7 @@ type TopList struct {
 	Total int64
 	// Span is how far back it reaches.
 	Span time.Duration
-	// OneIn is 1 if every call was counted, 16 if a part of them was drawn at random.
+	// OneIn is 1 if every call was counted, 64 if a part of them was drawn at random.
 	OneIn int
 }
 

@@ -241,7 +241,7 @@ func (d *drill) start(ctx context.Context) error {
 			// A healthy shard takes 12 ms here, and a busy machine some more: the
 			// defaults of 20 ms and 5 ms would make the calm part an incident.
 			Budget: drillBudget, OperationTimeout: 2 * drillBudget, LatencyObjective: 2 * drillBudget,
-			Breaker: ringfence.BreakerConfig{Failures: 5},
+			Breaker: ringfence.BreakerConfig{Failures: 5, MaxOpenPeriod: maxOpenPeriod},
 			Strict:  true, Logger: slog.New(slog.DiscardHandler), // the drill tells the story itself
 		})
 		if err != nil {
@@ -371,7 +371,7 @@ func (d *drill) page(ctx context.Context) error {
 	most := d.window(20*time.Minute) + stepBound
 	return d.await(ctx, "a page for the SLO redis_availability", most, func() (bool, error) {
 		for _, p := range d.watch.pages.all() {
-			if p.labels["slo_name"] == "redis_availability" && !p.fired.IsZero() {
+			if p.labels["slo_name"] == "redis_availability" && p.fired.After(d.at.fault) {
 				d.at.page = p.fired
 				return true, nil
 			}
@@ -481,15 +481,11 @@ func (d *drill) resolve(ctx context.Context) error {
 
 func (d *drill) summary() {
 	after := func(t time.Time) string { return fmt.Sprintf("%6.1f s", t.Sub(d.at.fault).Seconds()) }
-	pages := d.watch.pages.all()
-	names := make([]string, len(pages))
-	for i, p := range pages {
-		names[i] = p.labels["alertname"]
-	}
-	slices.Sort(names)
+	// A busy machine may have paged somebody before.
+	pages := slices.DeleteFunc(d.watch.pages.all(), func(p page) bool { return p.fired.Before(d.at.fault) })
 	d.screen.say("", d.palette.bold("Summary")+", seconds after the fault",
 		"  breakers open   "+after(d.at.open),
-		"  page received   "+after(d.at.page)+fmt.Sprintf("   of %d: %s", len(pages), strings.Join(slices.Compact(names), ", ")),
+		"  page received   "+after(d.at.page)+fmt.Sprintf("   the first for redis_availability, of %d", len(pages)),
 		"  mitigated       "+after(d.at.mitigated)+fmt.Sprintf("   denied before: %d of %d, after: %d of %d", d.denied.denied, d.denied.answers(), d.admitted.denied, d.admitted.answers()),
 		"  fault over      "+after(d.at.healed),
 		"  recovered       "+after(d.at.recovered)+"   the primary answers every app",

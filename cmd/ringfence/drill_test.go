@@ -45,9 +45,10 @@ func TestTheDrillGoesFromTheFaultToTheResolvedPage(t *testing.T) {
 	wantText(t, out, "FAULT on shard-2", "breakers open in all 3 apps", "PAGE", "slo_name=redis_availability",
 		"mitigation in every app: ForceBreaker", "all admitted, by the policy", "fault over",
 		"the primary of shard-2 has answered all 3 apps", "no page is left", "0 errors", "The drill held.")
-	// The events of the summary happened one after the other.
+	// The events of the summary happened one after the other; the page may come while the
+	// last app's breaker is about to open.
 	last := 0.0
-	for _, event := range []string{"breakers open", "page received", "mitigated", "fault over", "recovered", "pages resolved"} {
+	for _, event := range []string{"page received", "mitigated", "fault over", "recovered", "pages resolved"} {
 		m := regexp.MustCompile(event + ` +([0-9.]+) s`).FindStringSubmatch(out)
 		if m == nil {
 			t.Fatalf("the summary does not say when: %s", event)

@@ -16,7 +16,7 @@ const (
 	Stripes = 4
 	// OneIn is how many calls one counted call stands for, once ExactPerStripe are
 	// counted.
-	OneIn = 16
+	OneIn = 64
 	// ExactPerStripe is how many calls of a half window every stripe counts one by one.
 	ExactPerStripe = 1024
 )
@@ -28,7 +28,7 @@ const (
 // Calls are counted one by one until one of the stripes has had ExactPerStripe of them in
 // the present half window. From then on one call in OneIn, drawn at random, counts for
 // OneIn: a key with f calls gets a count of mean f and standard deviation
-// sqrt((OneIn-1) x f), 4 % for 10,000 calls. All other calls take no lock and allocate
+// sqrt((OneIn-1) x f), 8 % for 10,000 calls. All other calls take no lock and allocate
 // nothing.
 //
 // Add and Top may be called from many goroutines.
