@@ -184,7 +184,8 @@ func (ignore) Observe(context.Context, ringfence.Observation) {}
 // round trip hides anything: what is left is the library's own path. Blocks are short, so
 // that few of them are interrupted by whatever else the machine does.
 //
-//	go test -run '^$' -bench WatchedBesideBare -benchtime=2000x .
+//	go test -run '^$' -bench WatchedBesideBare/local -benchtime=5000x .
+//	go test -run '^$' -bench WatchedBesideBare/primary -benchtime=150x .
 func BenchmarkWatchedBesideBare(b *testing.B) {
 	s := redistest.Start(b, redistest.Options{})
 	top := ringfence.TopConfig{Keys: 256}

@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"cmp"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -212,8 +213,9 @@ func (t *limiterTop) decided(key string, allowed bool, now int64) {
 	if t == nil {
 		return
 	}
-	t.lists[TopCalls].Add(key, now)
+	draw := rand.Uint32()
+	t.lists[TopCalls].Add(key, now, draw)
 	if !allowed {
-		t.lists[TopDenied].Add(key, now)
+		t.lists[TopDenied].Add(key, now, draw>>16)
 	}
 }

@@ -3,7 +3,6 @@ package topk
 import (
 	"cmp"
 	"hash/maphash"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -81,9 +80,10 @@ func NewSketch(counters int, window time.Duration) *Sketch {
 }
 
 // Add counts one call for a key at the instant now, in ns on any clock that begins at 0.
-func (s *Sketch) Add(key string, now int64) {
+// draw are 32 random bits; whoever adds to two Sketches can draw once for both.
+func (s *Sketch) Add(key string, now int64, draw uint32) {
 	mask := s.mask.Load()
-	if mask != 0 && rand.Uint32()&mask != 0 {
+	if draw&mask != 0 {
 		return
 	}
 	t := &s.stripes[maphash.String(s.seed, key)%Stripes]

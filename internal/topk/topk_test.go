@@ -68,7 +68,7 @@ func TestASketchOfFewCallsBoundsEveryKey(t *testing.T) {
 	exact := map[string]uint64{}
 	stream := zipf(11, 1.2, ExactPerStripe-1) // so no stripe has more
 	for i, key := range stream {
-		s.Add(key, int64(i*20/len(stream))) // over both halves
+		s.Add(key, int64(i*20/len(stream)), rand.Uint32()) // over both halves
 		exact[key]++
 	}
 	list := s.Top(19, 1<<30, all)
@@ -98,7 +98,7 @@ func TestSampledCountsAreWithinTheStatedDeviation(t *testing.T) {
 	s := NewSketch(256, 10)
 	exact := map[string]float64{}
 	for _, key := range zipf(5, 1.5, 300_000) {
-		s.Add(key, 0)
+		s.Add(key, 0, rand.Uint32())
 		exact[key]++
 	}
 	list := s.Top(0, 10, all)
@@ -119,17 +119,17 @@ func TestSampledCountsAreWithinTheStatedDeviation(t *testing.T) {
 func TestASketchForgetsByHalvesAndCountsExactlyAgain(t *testing.T) {
 	s := NewSketch(64, 10)
 	for range Stripes * ExactPerStripe * 4 {
-		s.Add("old", 0)
+		s.Add("old", 0, rand.Uint32())
 	}
 	if s.mask.Load() == 0 {
 		t.Fatal("a busy sketch does not sample")
 	}
 	for s.mask.Load() != 0 { // until a call is drawn that sees the new half
-		s.Add("new", 5)
+		s.Add("new", 5, rand.Uint32())
 	}
 	before := s.Top(5, 10, all)
 	for range 100 {
-		s.Add("new", 9)
+		s.Add("new", 9, rand.Uint32())
 	}
 	after := s.Top(9, 10, all)
 	if len(after.Entries) != 2 || after.Entries[0].Key != "old" || after.Entries[1].AtLeast != before.Entries[1].AtLeast+100 {
@@ -141,7 +141,7 @@ func TestASketchForgetsByHalvesAndCountsExactlyAgain(t *testing.T) {
 	if l := s.Top(20, 10, all); len(l.Entries) != 0 || l.Total != 0 || l.Sampled {
 		t.Errorf("two windows later: %+v", l)
 	}
-	s.Add("late", 3) // the clock went back
+	s.Add("late", 3, rand.Uint32()) // the clock went back
 	if l := s.Top(20, 10, all); len(l.Entries) != 1 {
 		t.Errorf("after a clock that went back: %+v", l)
 	}
@@ -159,7 +159,7 @@ func TestAFloodOfKeysTakesBoundedMemory(t *testing.T) {
 	s := NewSketch(counters, 10)
 	for half := range int64(2) {
 		for i := range 40_000 {
-			s.Add(fmt.Sprintf("%0*d", keyBytes, int(half)*40_000+i), half*5)
+			s.Add(fmt.Sprintf("%0*d", keyBytes, int(half)*40_000+i), half*5, rand.Uint32())
 		}
 	}
 	if n := len(s.Top(9, 1<<30, all).Entries); n != 2*counters {
@@ -194,7 +194,7 @@ func TestASketchIsSafeForManyCallers(t *testing.T) {
 	for g := range 8 {
 		wg.Go(func() {
 			for i := range 5000 {
-				s.Add(fmt.Sprintf("%d", (i*g)%50), int64(i/20))
+				s.Add(fmt.Sprintf("%d", (i*g)%50), int64(i/20), rand.Uint32())
 				if i%500 == 0 {
 					s.Top(int64(i/20), 5, all)
 				}
@@ -240,11 +240,11 @@ func BenchmarkAdd(b *testing.B) {
 	b.Run("sampled", func(b *testing.B) {
 		s := NewSketch(256, time.Hour)
 		for _, k := range keys {
-			s.Add(k, 0)
+			s.Add(k, 0, rand.Uint32())
 		}
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
-			s.Add(keys[i%len(keys)], 0)
+			s.Add(keys[i%len(keys)], 0, rand.Uint32())
 		}
 	})
 	b.Run("every", func(b *testing.B) {
