@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -61,24 +60,14 @@ func open(t *testing.T, keys ...string) *ringfence.Ring {
 	return r
 }
 
-func get(h http.Handler, target string, header ...string) *http.Response {
+func get(h http.Handler, target string, header ...string) *httptest.ResponseRecorder {
 	req := httptest.NewRequest(http.MethodGet, target, nil)
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, req)
-	return w.Result()
-}
-
-func body(t *testing.T, r *http.Response) string {
-	t.Helper()
-	defer r.Body.Close()
-	b, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
+	return w
 }
 
 type answer struct {
@@ -98,11 +87,11 @@ type answer struct {
 func asked(t *testing.T, h http.Handler, query string) answer {
 	t.Helper()
 	r := get(h, "/top?"+query, "Accept", "application/json")
-	if r.StatusCode != http.StatusOK || r.Header.Get("Content-Type") != "application/json" {
-		t.Fatalf("%s: %s, %s", query, r.Status, r.Header.Get("Content-Type"))
+	if r.Code != http.StatusOK || r.Header().Get("Content-Type") != "application/json" {
+		t.Fatalf("%s: %d, %s", query, r.Code, r.Header().Get("Content-Type"))
 	}
 	var a answer
-	if err := json.Unmarshal([]byte(body(t, r)), &a); err != nil {
+	if err := json.Unmarshal([]byte(r.Body.String()), &a); err != nil {
 		t.Fatal(err)
 	}
 	return a
@@ -141,9 +130,9 @@ func TestJSONTellsEveryHostileKeyApart(t *testing.T) {
 func TestThePageEscapesHostileKeys(t *testing.T) {
 	h := tophttp.New(open(t, hostile...), nil)
 	r := get(h, "/top?n=100")
-	page := body(t, r)
-	if !strings.HasPrefix(r.Header.Get("Content-Type"), "text/html") || !utf8.ValidString(page) {
-		t.Errorf("%s, valid UTF-8: %t", r.Header.Get("Content-Type"), utf8.ValidString(page))
+	page := r.Body.String()
+	if !strings.HasPrefix(r.Header().Get("Content-Type"), "text/html") || !utf8.ValidString(page) {
+		t.Errorf("%s, valid UTF-8: %t", r.Header().Get("Content-Type"), utf8.ValidString(page))
 	}
 	for _, bad := range []string{"<script", "<img", "<h1>owned", "\x00", "\u202e"} {
 		if strings.Contains(page, bad) {
@@ -156,11 +145,11 @@ func TestThePageEscapesHostileKeys(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"} {
-		if got := r.Header.Get(name); got != want {
+		if got := r.Header().Get(name); got != want {
 			t.Errorf("%s: %q, want %q", name, got, want)
 		}
 	}
-	if csp := r.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") {
+	if csp := r.Header().Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") {
 		t.Errorf("Content-Security-Policy: %q", csp)
 	}
 }
@@ -170,8 +159,8 @@ func TestRedactedKeysAreNowhere(t *testing.T) {
 	h := tophttp.New(ring, func(limiter, key string) string {
 		return limiter + ":" + strings.Repeat("*", 2*ringfence.MaxKeyBytes) + "\xff" + key
 	})
-	page := body(t, get(h, "/top?n=100"))
-	raw := body(t, get(h, "/top?n=100&format=json"))
+	page := get(h, "/top?n=100").Body.String()
+	raw := get(h, "/top?n=100&format=json").Body.String()
 	for _, text := range []string{page, raw} {
 		if strings.Contains(text, "secret-42") || strings.Contains(text, "alert") || strings.Contains(text, "key_base64") {
 			t.Error("a key is shown although redact does not show it")
@@ -189,7 +178,7 @@ func TestAResponseIsBounded(t *testing.T) {
 	}
 	h := tophttp.New(open(t, keys[:ringfence.MaxTop+5]...), nil)
 	for _, format := range []string{"json", ""} {
-		if n := len(body(t, get(h, "/top?n=100&format="+format))); n > 1<<20 {
+		if n := len(get(h, "/top?n=100&format="+format).Body.String()); n > 1<<20 {
 			t.Errorf("format %q: %d bytes", format, n)
 		}
 	}
@@ -202,8 +191,8 @@ func TestWhatCannotBeShownIsRefused(t *testing.T) {
 	h := tophttp.New(open(t), nil)
 	for _, query := range []string{"by=cost", "n=0", "n=101", "n=-1", "n=x", "shard=nowhere", "limiter=nobody", "limiter=" + url.QueryEscape("<script>")} {
 		r := get(h, "/top?"+query)
-		if text := body(t, r); r.StatusCode != http.StatusBadRequest || !strings.HasPrefix(r.Header.Get("Content-Type"), "text/plain") || text == "" {
-			t.Errorf("%s: %s, %q", query, r.Status, text)
+		if text := r.Body.String(); r.Code != http.StatusBadRequest || !strings.HasPrefix(r.Header().Get("Content-Type"), "text/plain") || text == "" {
+			t.Errorf("%s: %d, %q", query, r.Code, text)
 		}
 	}
 	req := httptest.NewRequest(http.MethodPost, "/top", nil)
@@ -212,7 +201,7 @@ func TestWhatCannotBeShownIsRefused(t *testing.T) {
 	if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
 		t.Errorf("POST: %d, Allow %q", w.Code, w.Header().Get("Allow"))
 	}
-	if page := body(t, get(h, "/top")); !strings.Contains(page, "none") {
+	if page := get(h, "/top").Body.String(); !strings.Contains(page, "none") {
 		t.Error("an empty list does not say so")
 	}
 }
