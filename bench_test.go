@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 
@@ -170,4 +171,99 @@ func BenchmarkAllowBesidePlainEvalsha(b *testing.B) {
 			b.ReportMetric(median(took[0])/median(took[1]), "x-plain")
 		})
 	}
+}
+
+// ignore is an Observer that looks at nothing: what telling one costs.
+type ignore struct{}
+
+func (ignore) Observe(context.Context, ringfence.Observation) {}
+
+// What metrics, top-K and an observer add to a decision, in turns: "bare" is the median
+// time of a decision without, "watched" with. "primary" is 64 callers answered by a
+// shard's primary; "local" is one caller whose shard's breaker is forced open, so that no
+// round trip hides anything: what is left is the library's own path. Blocks are short, so
+// that few of them are interrupted by whatever else the machine does.
+//
+//	go test -run '^$' -bench WatchedBesideBare/local -benchtime=5000x .
+//	go test -run '^$' -bench WatchedBesideBare/primary -benchtime=150x .
+func BenchmarkWatchedBesideBare(b *testing.B) {
+	s := redistest.Start(b, redistest.Options{})
+	top := ringfence.TopConfig{Keys: 256}
+	for _, k := range []struct {
+		name   string
+		adjust func(*ringfence.Config)
+	}{
+		{"nothing", func(*ringfence.Config) {}},
+		{"metrics", func(c *ringfence.Config) { c.Registerer = prometheus.NewRegistry() }},
+		{"top", func(c *ringfence.Config) { c.Top = top }},
+		{"observer", func(c *ringfence.Config) { c.Observers = []ringfence.Observer{ignore{}} }},
+		{"all", func(c *ringfence.Config) {
+			c.Registerer, c.Top, c.Observers = prometheus.NewRegistry(), top, []ringfence.Observer{ignore{}}
+		}},
+	} {
+		for _, path := range []string{"local", "primary"} {
+			b.Run(path+"/"+k.name, func(b *testing.B) {
+				callers, calls := 64, 1024
+				if path == "local" {
+					callers, calls = 1, 256
+				}
+				var limiters [2]*ringfence.Limiter
+				for i := range limiters {
+					c := exactConfig(ringfence.ShardConfig{ID: "a", Primary: s.URL()})
+					if i == 1 {
+						k.adjust(&c)
+					}
+					r, err := ringfence.Open(context.Background(), c)
+					suiteMust(b, err)
+					defer r.Close()
+					limiters[i] = suiteLimiter(b, r, "bench", ringfence.TokenBucket{Rate: 1_000_000, Per: time.Second, Burst: 1_000_000})
+					if path == "local" {
+						suiteMust(b, r.ForceBreaker("a", ringfence.BreakerForcedOpen))
+					}
+				}
+				var took [2][]float64
+				for i := range limiters { // past the point where top-K counts every call
+					for range 8192 / calls {
+						watchedBlock(b, limiters[i], callers, calls)
+					}
+				}
+				allocs := testing.AllocsPerRun(10, func() { watchedBlock(b, limiters[1], callers, calls) }) -
+					testing.AllocsPerRun(10, func() { watchedBlock(b, limiters[0], callers, calls) })
+				for b.Loop() {
+					for i := range limiters {
+						took[i] = append(took[i], watchedBlock(b, limiters[i], callers, calls))
+					}
+				}
+				median := func(d []float64) float64 { slices.Sort(d); return d[len(d)/2] }
+				b.ReportMetric(median(took[0]), "ns/bare")
+				b.ReportMetric(median(took[1]), "ns/watched")
+				b.ReportMetric(median(took[1])/median(took[0]), "x-bare")
+				b.ReportMetric(allocs/float64(calls), "allocs-more")
+				b.ReportMetric(0, "ns/op")
+			})
+		}
+	}
+}
+
+// watchedBlock is the time of one call, of this many by this many callers.
+func watchedBlock(b *testing.B, l *ringfence.Limiter, callers, calls int) float64 {
+	one := func(c int) {
+		for i := range calls / callers {
+			if _, err := l.Allow(context.Background(), benchKeys[(c*calls/callers+i)%len(benchKeys)]); err != nil {
+				b.Error(err)
+				return
+			}
+		}
+	}
+	start := time.Now()
+	if callers == 1 {
+		one(0)
+		return float64(time.Since(start)) / float64(calls)
+	}
+	var wg sync.WaitGroup
+	for c := range callers {
+		wg.Go(func() { one(c) })
+	}
+	wg.Wait()
+	return float64(time.Since(start)) / float64(calls)
 }

@@ -23,6 +23,7 @@ type Limiter struct {
 	policy  FailurePolicy
 	budget  time.Duration
 	metrics *limiterMetrics
+	top     *limiterTop
 
 	nearLife int64 // ns a denial may be kept; 0: not at all
 }
@@ -64,11 +65,11 @@ func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision, error) {
 	start := l.ring.clock()
 	if err := l.check(ctx, key, cost); err != nil {
-		l.refuse(nil, err, 1, start)
+		l.refuse(ctx, nil, err, 1, start)
 		return Decision{}, err
 	}
 	if !l.ring.enter() {
-		l.refuse(nil, ErrClosed, 1, start)
+		l.refuse(ctx, nil, ErrClosed, 1, start)
 		return Decision{}, ErrClosed
 	}
 	defer l.ring.leave()
@@ -76,25 +77,23 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 	s := l.ring.owner(h)
 	deadline, err := l.deadline(ctx, start)
 	if err != nil {
-		l.refuse(s, err, 1, start)
+		l.refuse(ctx, s, err, 1, start)
 		return Decision{}, err
 	}
 	if d, ok := l.near(s, h, cost, start); ok {
-		if l.metrics != nil { // the clock is most of what is left to pay
-			l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
-		}
+		l.decided(ctx, s, key, &d, cost, start)
 		return d, nil
 	}
 	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline))
 	if err != nil {
-		l.refuse(s, err, 1, start)
+		l.refuse(ctx, s, err, 1, start)
 		return Decision{}, err
 	}
 	if cause != CauseNone {
 		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
 		s.part(left, &d)
 	}
-	l.metrics.decided(s, &d, cost, time.Duration(l.ring.clock()-start))
+	l.decided(ctx, s, key, &d, cost, start)
 	return d, nil
 }
 
@@ -318,12 +317,14 @@ func causeOf(err error) Cause {
 }
 
 // refuse counts entries of a call that gets an error.
-func (l *Limiter) refuse(s *shard, err error, entries int, start int64) {
+func (l *Limiter) refuse(ctx context.Context, s *shard, err error, entries int, start int64) {
 	o := outcomeError
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		o = outcomeCanceled
 	}
-	l.metrics.ended(s, o, entries, time.Duration(l.ring.clock()-start))
+	took := time.Duration(l.ring.clock() - start)
+	l.metrics.ended(s, o, entries, took)
+	l.refused(ctx, err, entries, took)
 }
 
 // AllowMany asks for many keys at once: up to Config.MaxBatch entries of a shard in one round
@@ -336,20 +337,20 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 	if err := l.checkMany(ctx, reqs); err != nil {
 		// Of a call that is too large MaxMany entries are counted, so that it costs no more
 		// than one that is not.
-		l.refuse(nil, err, min(max(1, len(reqs)), MaxMany), start)
+		l.refuse(ctx, nil, err, min(max(1, len(reqs)), MaxMany), start)
 		return nil, err
 	}
 	if len(reqs) == 0 {
 		return nil, nil
 	}
 	if !l.ring.enter() {
-		l.refuse(nil, ErrClosed, len(reqs), start)
+		l.refuse(ctx, nil, ErrClosed, len(reqs), start)
 		return nil, ErrClosed
 	}
 	defer l.ring.leave()
 	deadline, err := l.deadline(ctx, start)
 	if err != nil {
-		l.refuse(nil, err, len(reqs), start)
+		l.refuse(ctx, nil, err, len(reqs), start)
 		return nil, err
 	}
 	out := make([]Decision, len(reqs))
@@ -371,14 +372,16 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		for i := range entries {
 			entries[i].shard.part(entries[i].left, nil)
 		}
-		l.refuse(nil, ended, len(reqs), start)
+		l.refuse(ctx, nil, ended, len(reqs), start)
 		return nil, ended
 	}
 	l.fallBackMany(ctx, reqs, entries, out, deadline)
-	took := time.Duration(l.ring.clock() - start)
+	now := l.ring.clock()
+	took := time.Duration(now - start)
 	for i := range entries {
-		l.metrics.decided(entries[i].shard, &out[i], reqs[i].Cost, took)
+		l.count(entries[i].shard, reqs[i].Key, &out[i], reqs[i].Cost, took, now)
 	}
+	l.decidedMany(ctx, reqs, out, took)
 	return out, nil
 }
 

@@ -367,7 +367,7 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 		ring: r, name: name, limit: limit, rule: compiled,
 		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
 		policy: o.policy, budget: o.budget, nearLife: int64(o.near),
-		metrics: r.metrics.forLimiter(name, compiled),
+		metrics: r.metrics.forLimiter(name, compiled), top: r.config.Top.forLimiter(),
 	}
 	r.limiters[name] = l
 	return l, nil

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -121,6 +122,11 @@ type Config struct {
 	NearCacheKeys int
 	// Breaker is the circuit breaker of every shard.
 	Breaker BreakerConfig
+	// Top remembers who calls most and who is denied most, if its Keys are set.
+	Top TopConfig
+	// Observers are told of every call, in this order: at most MaxObservers. None costs
+	// nothing.
+	Observers []Observer
 	// Strict makes Open fail when a shard cannot be reached or is too old. By default
 	// it only warns: a limiter must not keep a service from starting.
 	Strict bool
@@ -264,6 +270,13 @@ func (c Config) withDefaults() (Config, error) {
 	if c.Breaker, err = c.Breaker.withDefaults("Config.Breaker"); err != nil {
 		return c, err
 	}
+	if c.Top, err = c.Top.withDefaults("Config.Top"); err != nil {
+		return c, err
+	}
+	if err := checkObservers("Config.Observers", c.Observers); err != nil {
+		return c, err
+	}
+	c.Observers = slices.Clone(c.Observers)
 	seen := map[string]int{}
 	c.Shards = append([]ShardConfig(nil), c.Shards...)
 	for i := range c.Shards {

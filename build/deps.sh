@@ -10,8 +10,7 @@ set -euo pipefail
 # The one list of programs from outside Go, with reasons. A program is missing
 # if the test in the second column fails: `+x` asks whether x can be run.
 #
-# Not on the list until a module needs them: prometheus-alertmanager (amtool,
-# for tests of the inhibition rules) and chromium (for tests of pages).
+# Not on the list until a module needs it: chromium (for tests of pages).
 #
 # group|missing unless|apt|dnf|apk|brew|why
 table='
@@ -20,17 +19,22 @@ test |+redis-server  |redis-server   |redis          |redis           |redis    
 test |+redis-sentinel|redis-sentinel |redis          |redis           |redis     |the failover tests start real sentinels
 test |+redis-cli     |redis-tools    |redis          |redis           |redis     |to look into a server that a test left open
 test |c_compiler     |gcc libc6-dev  |gcc glibc-devel|gcc musl-dev    |gcc       |the race detector needs cgo
-test |+promtool      |prometheus     |prometheus     |prometheus      |prometheus|judges the rules, and answers the queries of the dashboards
+test |+promtool      |prometheus     |prometheus     |prometheus      |prometheus|judges the rules, answers the queries of the dashboards, watches the drill
+test |alertmanager   |prometheus-alertmanager|golang-github-prometheus-alertmanager|alertmanager|alertmanager|pages in the drill
 check|+shellcheck    |shellcheck     |ShellCheck     |shellcheck      |shellcheck|shell scripts are linted like Go
 '
 
 # Services that the packages above may start. The tests start servers of their
 # own, on ports of their own; one on a default port would only get in the way.
-services='redis-server redis-sentinel prometheus prometheus-node-exporter'
+services='redis-server redis-sentinel prometheus prometheus-alertmanager prometheus-node-exporter'
 
 c_compiler() {
 	[[ -n ${CC:-} ]] || command -v gcc >/dev/null || command -v clang >/dev/null || return 1
 	echo '#include <stdlib.h>' | ${CC:-cc} -E - >/dev/null 2>&1
+}
+
+alertmanager() { # Debian has another name for it than upstream
+	command -v prometheus-alertmanager >/dev/null || command -v alertmanager >/dev/null
 }
 
 present() {

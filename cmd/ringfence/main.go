@@ -3,10 +3,11 @@
 //
 //	ringfence demo            four app instances share one limit while a shard dies and returns
 //	ringfence demo --redis    the same on real redis-servers with replicas
+//	ringfence drill           an incident from the first slow reply to the resolved page
 //	ringfence version
 //
-// It exits with 0 when all is well, 1 when the demo did not hold what it promises, 2 when
-// it was called wrongly or redis-server is missing, 130 when it was interrupted.
+// It exits with 0 when all is well, 1 when the demo or the drill did not hold what it promises, 2 when
+// it was called wrongly or a program it needs is missing, 130 when it was interrupted.
 package main
 
 import (
@@ -36,10 +37,11 @@ const usage = `ringfence rate-limits on a ring of Redis shards; this is its comm
 usage: ringfence <command> [flags]
 
   demo      watch four app instances share one limit while a shard dies and returns
+  drill     rehearse an incident: a slow shard, the page, mitigation, recovery
   version   print the version of this build
   help      print this text
 
-"ringfence demo -h" lists the flags of the demo.
+"ringfence demo -h" and "ringfence drill -h" list their flags.
 `
 
 func main() {
@@ -59,6 +61,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch args[0] {
 	case "demo":
 		return runDemo(ctx, args[1:], standardScript, stdout, stderr)
+	case "drill":
+		return runDrill(ctx, args[1:], standardDrill, stdout, stderr)
 	case "version", "-version", "--version":
 		fmt.Fprintln(stdout, version())
 		return exitOK

@@ -17,6 +17,8 @@
 //   - [Proxy]: the network between client and server misbehaves.
 //   - [Netns]: so does the one below TCP: packets are lost and late.
 //
+// [StartProgram] starts another program under the same guarantee.
+//
 // [StartCluster] and [StartSentinel] start whole Redis Clusters and Sentinel
 // sets of such servers. A node of a cluster keeps its identity and slots, though
 // not its data, over a restart; so does a Sentinel what it knew.
