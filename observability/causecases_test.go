@@ -82,20 +82,20 @@ func (c causeSpec) cases() (cases []ruleCase) {
 		}
 		return 0
 	}
-	early, late := calm+w*7/10+c.forN, calm+w+1+c.forN
+	early, late := calm+int(float64(w-1)/1.1)+c.forN, calm+w+1+c.forN
 	if w == 0 {
 		early, late = calm+c.forN, calm+1+c.forN
 	}
 	add("begins and ends", series(calm+during+w+10, episode),
 		c.fires(calm, false), c.fires(early, false), c.fires(late, true), c.fires(calm+during, true), c.fires(calm+during+max(2, w/3), false), c.fires(calm+during+w+5, false))
-	// It must last for all of for.
+	// It must last for all of for: it is over a minute before.
 	if c.forN > 1 {
 		add("is over before the end of for", series(calm+w+2*c.forN, func(i int) float64 {
 			if i > calm && i <= calm+w+c.forN/2 {
 				return 1.1
 			}
 			return 0
-		}), c.fires(calm+w+c.forN, false), c.fires(calm+w+2*c.forN-1, false))
+		}), c.fires(calm+w+c.forN/2, false), c.fires(calm+w+c.forN, false), c.fires(calm+w+2*c.forN-1, false))
 	}
 
 	// A process that restarts counts from zero again.
@@ -182,6 +182,24 @@ func shardCases() (cases []ruleCase) {
 			into[fellBackBy+e.process()+`,shard_id="`+e.id+`",mode="closed",reason="breaker"}`] = counter(n, same(5*x/5))
 		}}
 	cases = append(cases, fallback.cases()...)
+
+	// The ratio stays while the traffic falls to a tenth, and while it grows tenfold.
+	for _, now := range []float64{0.1, 10} {
+		s := map[string]string{}
+		total := func(part float64) string {
+			return counter(50, func(i int) float64 {
+				if i > 25 {
+					return part * decisions * now
+				}
+				return part * decisions
+			})
+		}
+		l := concerned.process() + `,shard_id="s0",`
+		s[answeredBy+l+`outcome="allowed"}`] = total(1)
+		s[fellBackBy+l+`mode="share",reason="breaker"}`] = total(0.011)
+		cases = append(cases, ruleCase{fmt.Sprintf("RingfenceFallbackActive: traffic becomes %g times what it was", now), fallback.alert, 1, s,
+			[]ruleCheck{fallback.fires(25, true), fallback.fires(27, true), fallback.fires(29, true), fallback.fires(33, true), fallback.fires(49, true)}})
+	}
 
 	open1 := causeSpec{alert: "RingfenceFailingOpen", id: "shard_id", window: 5, forN: 5,
 		put: func(into map[string]string, e thing, n int, x func(i int) float64) {
@@ -353,7 +371,7 @@ func limitCases() (cases []ruleCase) {
 	for _, before := range []float64{0, 0.3} {
 		border := 0.05 + 3*before
 		anomaly(fmt.Sprintf("just above, yesterday %.1f", before), begins+30, 10000, since(begins, before, border*1.01),
-			fires(begins, false), fires(begins+3, false), fires(begins+7, true), fires(begins+29, true))
+			fires(begins, false), fires(begins+4, false), fires(begins+7, true), fires(begins+29, true))
 		anomaly(fmt.Sprintf("just below, yesterday %.1f", before), begins+30, 10000, since(begins, before, border*0.99), fires(begins+29, false))
 	}
 	anomaly("it is as yesterday", begins+30, 10000, same(0.3), fires(begins+29, false))
@@ -378,6 +396,25 @@ func limitCases() (cases []ruleCase) {
 	s[l+`allowed",source="primary"}`] = counter(begins+15, func(i int) float64 { return 1000 * (1 - part(i)) }) + counter(30, same(500))
 	cases = append(cases, ruleCase{"RingfenceDenyRatioAnomaly: a restart", "RingfenceDenyRatioAnomaly", 5, s,
 		[]ruleCheck{fires(begins+14, true), fires(begins+16, true), fires(begins+30, true)}})
+	for _, now := range []float64{0.1, 10} {
+		s := map[string]string{}
+		total := func(part func(i int) float64) string {
+			return counter(begins+40, func(i int) float64 {
+				if i > begins+20 {
+					return 10000 * now * part(i)
+				}
+				return 10000 * part(i)
+			})
+		}
+		l := `ratelimiter_decisions_total{` + concerned.process() + `,limit="s0",outcome="`
+		s[l+`denied",source="primary"}`] = total(since(begins, 0, 0.055))
+		s[l+`allowed",source="primary"}`] = total(since(begins, 1, 0.945))
+		var checks []ruleCheck
+		for i := 18; i < 30; i++ {
+			checks = append(checks, fires(begins+i, true))
+		}
+		cases = append(cases, ruleCase{fmt.Sprintf("RingfenceDenyRatioAnomaly: traffic becomes %g times what it was", now), "RingfenceDenyRatioAnomaly", 5, s, checks})
+	}
 	anomaly("an hour only", begins+60, 10000, func(i int) float64 {
 		if i > begins && i <= begins+12 {
 			return 0.5
@@ -408,7 +445,6 @@ func budgetCases() (cases []ruleCase) {
 		}
 		cases = append(cases, ruleCase{"RingfenceErrorBudgetLow: " + name, "RingfenceErrorBudgetLow", 180, s, checks})
 	}
-	// 30m is less than a step: what is so at one step fires at the next.
 	for left, fires := range map[float64]bool{0.101: false, 0.099: true} {
 		add(fmt.Sprintf("%.3f is left, and spent fast", left), month+5, perStep, same(1-left), low(month+4, fires))
 	}
@@ -446,7 +482,45 @@ func budgetCases() (cases []ruleCase) {
 			return 0
 		}
 		return 3
-	}, low(month-4, true), low(month, false), low(month+4, false))
+	}, low(month-4, true), low(month-2, false), low(month, false), low(month+4, false))
+	// It falls below a tenth from one step to the next, and must stay for six hours.
+	add("a step down", month+20, perStep, func(i int) float64 {
+		if i == month+1 || i == month+2 {
+			return 8
+		}
+		return 0.88
+	}, low(month, false), low(month+2, false), low(month+3, true), low(month+4, true))
+	// The pace is that of six hours, not of twelve.
+	add("it gets better", month+6, perStep, func(i int) float64 {
+		switch {
+		case i < month+2:
+			return 0.905
+		case i == month+2:
+			return 4
+		}
+		return 0.1
+	}, low(month+2, true), low(month+4, false))
+	// The pace stays while the traffic falls to a twentieth.
+	quiet := map[string]string{}
+	l := `{` + concerned.process() + `,slo_name="redis_availability"}`
+	falls := func(part func(i int) float64) string {
+		return counter(month+8, func(i int) float64 {
+			if i > month {
+				return perStep / 20 * part(i)
+			}
+			return perStep * part(i)
+		})
+	}
+	quiet["ratelimiter_slo_events_total"+l] = falls(same(1))
+	quiet["ratelimiter_slo_objective_ratio"+l] = constant(month+8, objective)
+	quiet["ratelimiter_error_budget_consumed_total"+l] = falls(func(i int) float64 {
+		if i > month {
+			return 0.6 * (1 - objective)
+		}
+		return 0.91 * (1 - objective)
+	})
+	cases = append(cases, ruleCase{"RingfenceErrorBudgetLow: traffic becomes 0.05 times what it was", "RingfenceErrorBudgetLow", 180, quiet,
+		[]ruleCheck{low(month, true), low(month+1, true), low(month+2, true), low(month+5, true)}})
 	add("no traffic", month+5, 0, same(0), low(month+4, false))
 	s := map[string]string{`up{job="svc",instance="a"}`: constant(20, 1)}
 	cases = append(cases, ruleCase{"RingfenceErrorBudgetLow: no series", "RingfenceErrorBudgetLow", 180, s, []ruleCheck{low(19, false)}})

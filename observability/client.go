@@ -24,7 +24,7 @@ func Client() (classic, error) {
 	l.plot(panel{
 		title: "Fallbacks by process", w: 8, h: 8, unit: "ops", noData: "no decisions",
 		about:   "Decisions a second that another than the primary made, by process. One process alone: its network or its CPU.",
-		queries: []query{{perSecond("instance, mode", `ratelimiter_fallback_decisions_total`+pool) + " > 0 or " + perSecond("instance", `ratelimiter_fallback_decisions_total`+pool) + " == 0", "{{instance}} {{mode}}"}},
+		queries: []query{{perSecond("instance", `ratelimiter_fallback_decisions_total`+pool), "{{instance}}"}},
 	})
 
 	l.row("Connections")

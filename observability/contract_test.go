@@ -150,11 +150,11 @@ func series(kind string, labels ...string) metric {
 // pending are metrics of the contract that limiters do not export yet. A metric that is
 // exported must leave the list.
 var pending = catalog{
-	"ratelimiter_shadow_denied_total":   series("COUNTER", "limit"),
-	"ratelimiter_lease_outstanding":     series("GAUGE", "limit"),
-	"ratelimiter_lease_returned_total":  series("COUNTER", "limit"),
-	"ratelimiter_near_cache_entries":    series("GAUGE", "limit"),
-	"ratelimiter_near_cache_hits_total": series("COUNTER", "limit"),
+	"ratelimiter_shadow_denied_total":   series("COUNTER", "limit", "ring"),
+	"ratelimiter_lease_outstanding":     series("GAUGE", "limit", "ring"),
+	"ratelimiter_lease_returned_total":  series("COUNTER", "limit", "ring"),
+	"ratelimiter_near_cache_entries":    series("GAUGE", "limit", "ring"),
+	"ratelimiter_near_cache_hits_total": series("COUNTER", "limit", "ring"),
 }
 
 // foreign are metrics of others that a dashboard may ask for: of redis_exporter, whose
@@ -287,6 +287,9 @@ func (c catalog) labels(e parser.Expr) []string {
 	case *parser.AggregateExpr:
 		if e.Without {
 			return slices.DeleteFunc(c.labels(e.Expr), func(l string) bool { return slices.Contains(e.Grouping, l) })
+		}
+		if e.Op == parser.TOPK || e.Op == parser.BOTTOMK {
+			return c.labels(e.Expr)
 		}
 		return e.Grouping
 	case *parser.BinaryExpr:

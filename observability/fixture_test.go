@@ -110,7 +110,11 @@ func makeFixture(c catalog) *fixture {
 	sums := f.sums
 	count := func(family, series string, add float64) {
 		sums[series] += add
-		f.add(family, "counter", series, math.Round(sums[series]))
+		v := sums[series]
+		if !strings.HasSuffix(family, "_seconds") {
+			v = math.Round(v)
+		}
+		f.add(family, "counter", series, v)
 	}
 	for n := range fixtureLength / fixtureStep {
 		at := n * fixtureStep
@@ -234,6 +238,9 @@ func TestTheFixtureHoldsOnlyWhatALimiterExports(t *testing.T) {
 	c := exported(t)
 	for _, family := range makeFixture(c).families {
 		for _, s := range family.order {
+			if strings.HasPrefix(s, "ALERTS{") {
+				continue // they have whatever labels the rules give them
+			}
 			if e := parse(t, s); e != nil {
 				for _, bad := range c.check(e) {
 					t.Errorf("%s: %s", s, bad)
@@ -364,7 +371,7 @@ var meant = map[string][2]func(least, most float64) bool{
 	"Shards open A": {
 		func(_, most float64) bool { return most == 0 },
 		func(least, most float64) bool { return least == 0 && most == 1 }},
-	"Not by the primary A": {
+	"By fallback A": {
 		func(_, most float64) bool { return most < 0.001 },
 		func(_, most float64) bool { return most > 0.2 && most < 0.3 }},
 	"Burn rate: availability A": {

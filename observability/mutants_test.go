@@ -1,6 +1,7 @@
 package observability_test
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -101,7 +102,7 @@ func mutantsOf(t testing.TB, part, text string) (all []mutant) {
 	}
 	original := read()
 	for i, r := range original.Groups[0].Rules {
-		name := strings.TrimPrefix(fmt.Sprint(r["alert"], r["record"]), "<nil>")
+		name := strings.ReplaceAll(fmt.Sprint(r["alert"], r["record"]), "<nil>", "")
 		add := func(what string, change func(rule map[string]any)) {
 			d := read()
 			change(d.Groups[0].Rules[i])
@@ -125,6 +126,9 @@ func mutantsOf(t testing.TB, part, text string) (all []mutant) {
 			}
 			for _, f := range []float64{0.5, 2} {
 				to := model.Duration(float64(d) * f)
+				if time.Duration(to) < time.Minute {
+					to = 0 // rules are evaluated once a minute
+				}
 				add(fmt.Sprintf("for: %s for %s", to, d), func(rule map[string]any) { rule["for"] = to.String() })
 			}
 		}
@@ -157,12 +161,13 @@ func TestASmallMistakeInTheRulesIsCaught(t *testing.T) {
 	}
 	survivors := map[string]bool{}
 	var mu sync.Mutex
+	k := killers{count: map[string]map[int]int{}}
 	work := make(chan mutant)
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
 			for m := range work {
-				if !m.caught(t) {
+				if !m.caught(t, &k) {
 					mu.Lock()
 					survivors[m.part+": "+m.what] = true
 					mu.Unlock()
@@ -188,8 +193,11 @@ func TestASmallMistakeInTheRulesIsCaught(t *testing.T) {
 	t.Logf("%d mutants, %d of them equivalent", len(mutants), len(equivalent))
 }
 
-func (m mutant) caught(t testing.TB) bool {
-	for _, c := range casesOf()[m.part] {
+// caught plays the cases until one breaks, those that caught most so far first.
+func (m mutant) caught(t testing.TB, k *killers) (yes bool) {
+	cases := casesOf()[m.part]
+	for _, i := range k.order(m.part, cases) {
+		c := cases[i]
 		said, err := c.play(m.rules)
 		if err != nil {
 			// A mutant that does not match one to one fails at users', loudly.
@@ -200,8 +208,36 @@ func (m mutant) caught(t testing.TB) bool {
 			return true
 		}
 		if len(said) > 0 {
+			k.caught(m.part, i)
 			return true
 		}
 	}
 	return false
+}
+
+// killers remembers how many mutants each case has caught.
+type killers struct {
+	mu    sync.Mutex
+	count map[string]map[int]int
+}
+
+func (k *killers) caught(part string, i int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.count[part] == nil {
+		k.count[part] = map[int]int{}
+	}
+	k.count[part][i]++
+}
+
+func (k *killers) order(part string, cases []ruleCase) []int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	worth := make([]float64, len(cases))
+	all := make([]int, len(cases))
+	for i, c := range cases {
+		all[i], worth[i] = i, float64(1+k.count[part][i])/float64(1+c.effort())
+	}
+	slices.SortStableFunc(all, func(a, b int) int { return cmp.Compare(worth[b], worth[a]) })
+	return all
 }

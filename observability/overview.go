@@ -79,7 +79,7 @@ func Overview() (classic, error) {
 			"open"}},
 	}, 0, steps("green", step{1, "red"}))
 	l.number(panel{
-		title: "Not by the primary", w: 3, h: 4, unit: "percentunit", noData: "no decisions",
+		title: "By fallback", w: 3, h: 4, unit: "percentunit", noData: "no decisions",
 		about: "Part of the decisions that a replica, a local share or the failure policy made. They are not exact.",
 		queries: []query{{
 			`sum(rate(ratelimiter_fallback_decisions_total{` + ofShards + `}[$__rate_interval])) / sum(rate(` + answered + `[$__rate_interval]))`,

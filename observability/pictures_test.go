@@ -57,7 +57,7 @@ func TestPictures(t *testing.T) {
 		for _, hour := range []struct {
 			name, title string
 			from        int
-		}{{"calm", "a calm hour", 2 * 3600}, {"incident", "an incident: shard eu-2 turns slow", slowFrom - 600}} {
+		}{{"calm", "a calm hour", 2*3600 - 540}, {"incident", "an incident: shard eu-2 turns slow", slowFrom - 1740}} {
 			dashboard, _ := filepath.Abs(filepath.Join(dashboards, b.file))
 			out, _ := filepath.Abs("../docs/" + strings.TrimSuffix(b.file, ".json") + "-" + hour.name + ".png")
 			jobs.Shots = append(jobs.Shots, shot{dashboard, fixtureStart + hour.from, fixtureStart + hour.from + 3600, hour.title, out})

@@ -167,9 +167,9 @@ func burnCases() (cases []ruleCase) {
 
 		// What the long window remembers does not fire once the short one has got better,
 		// though it is only just below the threshold.
-		for times, fires := range map[float64]bool{0.98: false, 1.02: true} {
+		for times, fires := range map[float64]bool{0.985: false, 1.02: true} {
 			after := w.longN / 6
-			add(fmt.Sprintf("after the worst, %.2f of the threshold", times),
+			add(fmt.Sprintf("after the worst, %.3f of the threshold", times),
 				pair(w.longN+after+1, perStep, func(i int) float64 {
 					if i <= w.longN {
 						return w.threshold * 3
@@ -177,6 +177,15 @@ func burnCases() (cases []ruleCase) {
 					return w.threshold * times
 				}), w.burns(w.longN+after, fires))
 		}
+
+		// The long window is just below while the short one is above.
+		add("the short window is above, the long one just below",
+			pair(w.longN+w.forN+8, perStep, func(i int) float64 {
+				if i > w.longN+2 {
+					return w.threshold * 1.1
+				}
+				return w.threshold * 0.985
+			}), w.burns(w.longN+w.forN+6, false))
 
 		// A quiet service, one decision a step. The bad ones come so far apart that the
 		// short window always holds one: the ratios are above every threshold. Four are not
@@ -328,6 +337,19 @@ func causeCases() (cases []ruleCase) {
 		return 0
 	}), shardsOpen(4, false), shardsOpen(5, false), shardsOpen(6, true), shardsOpen(9, true), shardsOpen(10, false))
 
+	// Each ring of each job for itself.
+	s := map[string]string{}
+	for _, e := range []struct {
+		job, ring string
+		open      int
+	}{{"svc", "x", 3}, {"svc", "y", 0}, {"job2", "x", 0}} {
+		for i := range 9 {
+			s[fmt.Sprintf(`ratelimiter_circuit_state{job="%s",ring="%s",instance="a",shard_id="%d"}`, e.job, e.ring, i)] = constant(6, isTrue(i < e.open))
+		}
+	}
+	add("rings and jobs are kept apart", s, ruleCheck{at: 5, of: `alertname="RingfenceShardsOpen"`, by: "job, ring, severity, shard_id",
+		want: []string{`{job="svc", ring="x", severity="page"}`}})
+
 	slice = "RingfenceFailingOpen"
 	failing := func(at int, shards ...string) ruleCheck {
 		c := ruleCheck{at: at, of: `alertname="RingfenceFailingOpen"`, by: "job, shard_id, severity"}
@@ -359,7 +381,7 @@ func causeCases() (cases []ruleCase) {
 	}
 	add("one call a minute fails open", answered(20, 2, 0.8, "open"), failing(19))
 	add("a few calls a minute fail open", answered(20, 4, 1.4, "open"), failing(19, "s0"))
-	s := answered(40, 10000, 0, "open")
+	s = answered(40, 10000, 0, "open")
 	s[`ratelimiter_fallback_decisions_total{job="svc",instance="a",shard_id="s0",mode="open",reason="error"}`] = counter(40, func(i int) float64 {
 		if i > 5 && i <= 20 {
 			return 5000

@@ -18,8 +18,8 @@ func Shards() (classic, error) {
 	}, means("0", "closed", "green", 0), means("1", "open", "red", 1), means("2", "half-open", "yellow", 2))
 	l.plot(panel{
 		title: "Breaker transitions", w: 12, h: 8, unit: "short", noData: "no transitions",
-		about:   "Changes of state within each interval, all processes together. A breaker that opens again and again flaps: see RingfenceShardFlapping in the playbook.",
-		queries: []query{{`sum by (shard_id, from, to) (increase(ratelimiter_circuit_transitions_total{` + ofShards + `}[$__rate_interval])) > 0 or sum by (shard_id) (increase(ratelimiter_circuit_transitions_total{` + ofShards + `}[$__rate_interval])) == 0`, "{{shard_id}} {{from}} {{to}}"}},
+		about:   "Changes of state within each interval, all shards and processes shown together. A breaker that opens again and again flaps: see RingfenceShardFlapping in the playbook.",
+		queries: []query{{`sum by (from, to) (increase(ratelimiter_circuit_transitions_total{` + ofShards + `}[$__rate_interval]))`, "{{from}} to {{to}}"}},
 	})
 	l.plot(panel{
 		title: "Kept from the shard", w: 8, h: 7, unit: "ops", noData: "no shards",
@@ -29,12 +29,12 @@ func Shards() (classic, error) {
 	l.plot(panel{
 		title: "Probes", w: 8, h: 7, unit: "ops", noData: "no probes",
 		about:   "Probes a second of shards whose breaker is open. A breaker closes after a probe that is ok.",
-		queries: []query{{perSecond("shard_id, result", `ratelimiter_circuit_probes_total{`+ofShards+`}`), "{{shard_id}} {{result}}"}},
+		queries: []query{{perSecond("result", `ratelimiter_circuit_probes_total{`+ofShards+`}`), "{{result}}"}},
 	})
 	l.plot(panel{
-		title: "Answered instead", w: 8, h: 7, unit: "ops", noData: "no shards",
-		about:   "Decisions a second that another than the primary made. replica: asked just then; share: dealt out before; open, closed, local: the failure policy. reason: why the primary did not.",
-		queries: []query{{perSecond("shard_id, mode, reason", `ratelimiter_fallback_decisions_total{`+ofShards+`}`) + " > 0 or " + perSecond("shard_id", `ratelimiter_fallback_decisions_total{`+ofShards+`}`) + " == 0", "{{shard_id}} {{mode}} {{reason}}"}},
+		title: "Answered instead", w: 8, h: 7, unit: "ops", noData: "the primaries answer everything",
+		about:   "Decisions a second that another than the primary made. replica: asked just then; share: dealt out before; open, closed, local: the failure policy. reason: why the primary did not. What did not occur is not drawn.",
+		queries: []query{{perSecond("mode, reason", `ratelimiter_fallback_decisions_total{`+ofShards+`}`) + " > 0", "{{mode}}, {{reason}}"}},
 	})
 
 	l.row("Latency")
@@ -84,9 +84,9 @@ func Shards() (classic, error) {
 		title: "Units in doubt and made good", w: 6, h: 8, unit: "ops", noData: "no shards",
 		about: "Units a second. unknown: charged perhaps, the answer was lost; settled: admitted out of shares, and the shard was told afterwards; lost: nobody knows whether it was told.",
 		queries: []query{
-			{perSecond("shard_id", `ratelimiter_unknown_charges_total{`+ofShards+`}`), "{{shard_id}} unknown"},
-			{perSecond("shard_id", `ratelimiter_settled_charges_total{`+ofShards+`}`), "{{shard_id}} settled"},
-			{perSecond("shard_id", `ratelimiter_settle_lost_total{`+ofShards+`}`), "{{shard_id}} lost"},
+			{"sum(rate(" + `ratelimiter_unknown_charges_total{` + ofShards + `}` + "[$__rate_interval]))", "unknown"},
+			{"sum(rate(" + `ratelimiter_settled_charges_total{` + ofShards + `}` + "[$__rate_interval]))", "settled"},
+			{"sum(rate(" + `ratelimiter_settle_lost_total{` + ofShards + `}` + "[$__rate_interval]))", "lost"},
 		},
 	})
 	l.plot(panel{
@@ -107,8 +107,8 @@ func Shards() (classic, error) {
 	}, means("-1", "down", "red", 0), means("0", "good", "green", 1), means("2", "split brain", "purple", 2), means("3", "other configuration", "orange", 3))
 	l.plot(panel{
 		title: "Connections", w: 12, h: 8, unit: "short", noData: "no shards",
-		about:   "Connections of all processes shown, by the role of the server and state.",
-		queries: []query{{`sum by (shard_id, role, state) (ratelimiter_redis_pool_connections{` + ofShards + `})`, "{{shard_id}} {{role}} {{state}}"}},
+		about:   "Connections of all shards and processes shown, by the role of the server and state.",
+		queries: []query{{`sum by (role, state) (ratelimiter_redis_pool_connections{` + ofShards + `})`, "{{role}} {{state}}"}},
 	})
 	l.add(l.lines(panel{
 		title: "Clock offset", w: 8, h: 7, unit: "s", noData: "no shards",

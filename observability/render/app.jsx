@@ -98,7 +98,7 @@ function Timeline({ data, w, h }) {
 }
 
 function Heat({ data, w, h }) {
-  const rows = data.map((f) => [Number(f.fields[1].labels.le), f.fields[1].values])
+  const rows = data.map((f) => [f.fields[1].labels.le === '+Inf' ? Infinity : Number(f.fields[1].labels.le), f.fields[1].values])
     .sort((a, b) => a[0] - b[0]);
   const columns = rows[0][1].length, cells = [];
   let most = 0;

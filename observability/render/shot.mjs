@@ -50,7 +50,8 @@ for (shot of jobs.shots) {
   await page.goto(origin);
   await page.waitForFunction('window.drawn !== undefined && window.drawn >= window.panels', { timeout: 60000 });
   const height = await page.evaluate('window.height');
-  await page.setViewport({ width: 1400, height });
+  // Tall ones a little smaller: a picture is to stay below 250 kB.
+  await page.setViewport({ width: 1400, height, deviceScaleFactor: height > 2000 ? 0.75 : 1 });
   await new Promise((done) => setTimeout(done, 1500)); // uPlot draws in the frames after
   await page.screenshot({ path: shot.out, optimizeForSpeed: false });
   await page.close();
