@@ -72,4 +72,7 @@ func TestPictures(t *testing.T) {
 		t.Fatal(err)
 	}
 	run("node", "shot.mjs", file)
+	for _, s := range jobs.Shots {
+		shrink(t, s.Out)
+	}
 }
