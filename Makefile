@@ -69,3 +69,8 @@ demo: ## a ring, an outage and the answers, in one terminal
 .PHONY: deps
 deps: ## install the programs from outside Go that are missing
 	@build/deps.sh
+
+.PHONY: pictures
+pictures: ## the dashboards as pictures in docs/, calm and in an incident (needs node, npm, chromium)
+	@build/deps.sh pictures
+	cd observability && GOWORK=off go generate ./... && GOWORK=off go test -tags pictures -count=1 -timeout=15m -run '^TestPictures$$' .

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the programs that the build needs and that are missing.
 #
-#   build/deps.sh [test] [check]     no group: all of them
+#   build/deps.sh [test] [check] [pictures]     no group: test and check
 #
 # With apt-get and the right to use it, it installs. Otherwise it prints what
 # to install and exits 1. When nothing is missing it does nothing, at once.
@@ -9,8 +9,6 @@ set -euo pipefail
 
 # The one list of programs from outside Go, with reasons. A program is missing
 # if the test in the second column fails: `+x` asks whether x can be run.
-#
-# Not on the list until a module needs it: chromium (for tests of pages).
 #
 # group|missing unless|apt|dnf|apk|brew|why
 table='
@@ -21,6 +19,10 @@ test |+redis-cli     |redis-tools    |redis          |redis           |redis    
 test |c_compiler     |gcc libc6-dev  |gcc glibc-devel|gcc musl-dev    |gcc       |the race detector needs cgo
 test |+promtool      |prometheus     |prometheus     |prometheus      |prometheus|judges the rules, answers the queries of the dashboards, watches the drill
 test |alertmanager   |prometheus-alertmanager|golang-github-prometheus-alertmanager|alertmanager|alertmanager|pages in the drill
+test |+amtool        |prometheus-alertmanager|golang-github-prometheus-alertmanager|alertmanager|alertmanager|judges the example of routing and inhibition
+pictures|+node       |nodejs         |nodejs         |nodejs          |node      |draws the pictures of the dashboards
+pictures|+npm        |npm            |npm            |npm             |node      |installs what draws them
+pictures|+chromium   |chromium       |chromium       |chromium        |chromium  |renders them
 check|+shellcheck    |shellcheck     |ShellCheck     |shellcheck      |shellcheck|shell scripts are linted like Go
 '
 
@@ -95,7 +97,7 @@ apt() {
 		apt-get -q -y -o=Dpkg::Use-Pty=0 -o=Acquire::Retries=3 "$@" </dev/null
 }
 
-groups=${*:-all}
+groups=${*:-test check}
 if [[ -z $(missing "$groups" 3) ]]; then
 	exit 0
 fi

@@ -35,6 +35,8 @@ type boardPanel struct {
 	Type, Title, Description string
 	GridPos                  struct{ X, Y, W, H int }
 	Targets                  []struct{ RefID, Expr, LegendFormat string }
+	Collapsed                bool
+	Panels                   []boardPanel // of a row that is folded
 	FieldConfig              struct {
 		Defaults struct {
 			Unit, NoValue string
@@ -67,6 +69,9 @@ func boards(t testing.TB) []board {
 		}
 		if err := json.Unmarshal(text, &b.raw); err != nil {
 			t.Fatalf("%s: %v", f, err)
+		}
+		for i := 0; i < len(b.Panels); i++ {
+			b.Panels = slices.Insert(b.Panels, i+1, b.Panels[i].Panels...)
 		}
 		all = append(all, b)
 	}
@@ -129,7 +134,7 @@ func TestADashboardImportsIntoAnyGrafana(t *testing.T) {
 				t.Errorf("%s names the data source %v", b.file, v)
 			}
 		})
-		want := len(b.Annotations.List) + 3 // the variables job, instance, shard_id
+		want := len(b.Annotations.List) + len(b.Templating.List) - 1 // the first is the data source itself
 		for _, p := range b.Panels {
 			if p.Type != "row" {
 				want += 1 + len(p.Targets)
@@ -168,15 +173,19 @@ func TestADashboardCanBeNarrowedByJobInstanceAndShard(t *testing.T) {
 				t.Errorf("%s: variable %s must allow several values and all of them", b.file, v.Name)
 			}
 		}
-		if want := []string{"datasource", "job", "instance", "shard_id"}; !slices.Equal(names, want) {
+		want := []string{"datasource", "job", "instance", "shard_id"}
+		if b.UID == "ringfence-limits" {
+			want = append(want, "limit")
+		}
+		if !slices.Equal(names, want) {
 			t.Errorf("%s has the variables %v, want %v", b.file, names, want)
 		}
 	}
 }
 
 var (
-	panelTypes = []string{"row", "stat", "timeseries", "state-timeline"}
-	units      = []string{"percentunit", "s", "short", "ops", "suffix:x"}
+	panelTypes = []string{"row", "stat", "timeseries", "state-timeline", "heatmap", "table"}
+	units      = []string{"percentunit", "s", "short", "ops", "suffix:x", "none", "bytes"}
 )
 
 func TestEveryPanelSaysWhatItShows(t *testing.T) {
@@ -212,7 +221,7 @@ func TestEveryPanelSaysWhatItShows(t *testing.T) {
 				}
 			}
 			// 0.2 ms cannot be seen beside 100 ms on a linear axis.
-			if p.Type == "timeseries" && (d.Unit == "s" || strings.HasPrefix(p.Title, "Burn rate")) && d.Custom.ScaleDistribution.Type != "log" {
+			if p.Type == "timeseries" && (d.Unit == "s" || d.Unit == "suffix:x" && p.Title != "Imbalance") && d.Custom.ScaleDistribution.Type != "log" {
 				t.Errorf("%s: %q needs a logarithmic axis", b.file, p.Title)
 			}
 		}
@@ -294,7 +303,7 @@ func TestEveryQueryAsksForWhatALimiterExports(t *testing.T) {
 var legendLabel = regexp.MustCompile(`\{\{\s*(\w+)\s*\}\}`)
 
 // Windows that mean something of themselves; everything else follows the zoom.
-var fixedWindows = []string{"2m", "1h", "6h", "1d", "3d", "30d"}
+var fixedWindows = []string{"2m", "5m", "30m", "1h", "2h", "6h", "1d", "3d", "30d"}
 
 func TestEveryQueryOfAPanelFollowsTheVariablesAndTheZoom(t *testing.T) {
 	c := exported(t)
@@ -323,9 +332,17 @@ func TestEveryQueryOfAPanelFollowsTheVariablesAndTheZoom(t *testing.T) {
 						name = m.Value
 					}
 				}
-				want := []string{"job", "instance"}
-				if _, has := c[name].values["shard_id"]; has {
-					want = append(want, "shard_id")
+				var want []string
+				switch {
+				case name == "ALERTS":
+					want = []string{"job"}
+				case !strings.HasPrefix(name, "redis_"): // redis_exporter has a job and an instance of its own
+					want = []string{"job", "instance"}
+				}
+				for _, l := range []string{"shard_id", "limit"} {
+					if _, has := c[name].values[l]; has && name != "ALERTS" && (l == "shard_id" || b.UID == "ringfence-limits") {
+						want = append(want, l)
+					}
 				}
 				for _, l := range want {
 					if got[l] != "$"+l {

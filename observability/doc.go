@@ -7,3 +7,4 @@
 package observability
 
 //go:generate go run ./cmd/dashboards ../dashboards
+//go:generate go run ./cmd/prometheusrule ../alerts/ringfence.rules.yml ../alerts/ringfence.prometheusrule.yaml

@@ -4,14 +4,17 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/grafana/grafana-foundation-sdk/go/cog"
 	"github.com/grafana/grafana-foundation-sdk/go/cog/variants"
 	"github.com/grafana/grafana-foundation-sdk/go/common"
 	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
+	"github.com/grafana/grafana-foundation-sdk/go/heatmap"
 	"github.com/grafana/grafana-foundation-sdk/go/prometheus"
 	"github.com/grafana/grafana-foundation-sdk/go/stat"
 	"github.com/grafana/grafana-foundation-sdk/go/statetimeline"
+	"github.com/grafana/grafana-foundation-sdk/go/table"
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 )
 
@@ -34,6 +37,10 @@ type Dashboard struct {
 func All() []Dashboard {
 	return []Dashboard{
 		{File: "ringfence-overview.json", Build: Overview},
+		{File: "ringfence-slo.json", Build: SLO},
+		{File: "ringfence-shards.json", Build: Shards},
+		{File: "ringfence-limits.json", Build: Limits},
+		{File: "ringfence-client.json", Build: Client},
 	}
 }
 
@@ -63,34 +70,53 @@ var source = common.DataSourceRef{Type: ptr("prometheus"), Uid: ptr("${datasourc
 const (
 	process  = `job=~"$job",instance=~"$instance"`
 	ofShards = process + `,shard_id=~"$shard_id"`
+	ofLimits = process + `,limit=~"$limit"`
 )
+
+// playbook is where the alerts' sections are.
+const playbook = "https://github.com/ringfence/ringfence/blob/main/alerts/playbook.md"
 
 // layout hands out ids and places: panels flow from left to right, rows end a line.
 type layout struct {
 	id, x, y, height uint32
 	dash             *classicBuilder
+	folded           *dashboard.RowBuilder // the row that takes the panels, if it is folded
+}
+
+// choice is a variable of the reader's: several values, or all of them.
+func choice(name, label, metric, about string) *dashboard.QueryVariableBuilder {
+	query := fmt.Sprintf("label_values(%s, %s)", metric, name)
+	return dashboard.NewQueryVariableBuilder(name).Label(label).Description(about).
+		Datasource(source).
+		Query(dashboard.StringOrMap{Map: map[string]any{"qryType": 1, "query": query, "refId": "variable-" + name}}).
+		Definition(query).
+		Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc).
+		Multi(true).IncludeAll(true).AllValue(".+").
+		Current(dashboard.VariableOption{
+			Selected: ptr(true),
+			Text:     dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}},
+			Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
+		})
+}
+
+// event is an annotation: a line where the query has a value.
+func event(name, color, expr, text, tags string) *dashboard.AnnotationQueryBuilder {
+	return dashboard.NewAnnotationQueryBuilder().
+		Name(name).Datasource(source).Enable(true).Hide(false).IconColor(color).
+		Expr(expr).Step("60s").TitleFormat(name).TextFormat(text).TagKeys(tags)
 }
 
 // newLayout begins a dashboard with what all of ours have in common.
-func newLayout(title, uid, description string, tags ...string) *layout {
-	pick := func(name, label, metric, about string) *dashboard.QueryVariableBuilder {
-		query := fmt.Sprintf("label_values(%s, %s)", metric, name)
-		return dashboard.NewQueryVariableBuilder(name).Label(label).Description(about).
-			Datasource(source).
-			Query(dashboard.StringOrMap{Map: map[string]any{"qryType": 1, "query": query, "refId": "variable-" + name}}).
-			Definition(query).
-			Refresh(dashboard.VariableRefreshOnTimeRangeChanged).Sort(dashboard.VariableSortNaturalAsc).
-			Multi(true).IncludeAll(true).AllValue(".+").
-			Current(dashboard.VariableOption{
-				Selected: ptr(true),
-				Text:     dashboard.StringOrArrayOfString{ArrayOfString: []string{"All"}},
-				Value:    dashboard.StringOrArrayOfString{ArrayOfString: []string{"$__all"}},
-			})
-	}
+func newLayout(title, uid, description, tag string) *layout {
 	b := dashboard.NewDashboardBuilder(title) //nolint:staticcheck // as for classic
-	return &layout{dash: b.Uid(uid).Description(description).Tags(append([]string{"ringfence"}, tags...)).
+	return &layout{dash: b.Uid(uid).Description(description).Tags([]string{"ringfence", tag}).
 		Readonly().Timezone("utc").Tooltip(dashboard.DashboardCursorSyncCrosshair).
 		Time("now-6h", "now").Refresh("1m").
+		Link(dashboard.NewDashboardLinkBuilder("Ringfence").Type(dashboard.DashboardLinkTypeDashboards).
+			Tags([]string{"ringfence"}).AsDropdown(true).IncludeVars(true).KeepTime(true).
+			Icon("dashboard").Tooltip("The other dashboards, with the same choices and times")).
+		Link(dashboard.NewDashboardLinkBuilder("Playbook").Type(dashboard.DashboardLinkTypeLink).
+			Icon("doc").Tooltip("What each alert means and what to do").TargetBlank(true).Url(playbook)).
 		WithVariable(dashboard.NewDatasourceVariableBuilder("datasource").Label("Data source").
 			Description("The Prometheus that scrapes the processes.").Type("prometheus").
 			Current(dashboard.VariableOption{
@@ -98,13 +124,45 @@ func newLayout(title, uid, description string, tags ...string) *layout {
 				Text:     dashboard.StringOrArrayOfString{String: ptr("default")},
 				Value:    dashboard.StringOrArrayOfString{String: ptr("default")},
 			})).
-		WithVariable(pick("job", "Job", "ratelimiter_build_info", "The service that limits.")).
-		WithVariable(pick("instance", "Instance", `ratelimiter_build_info{job=~"$job"}`, "One process of the service.")).
-		WithVariable(pick("shard_id", "Shard", `ratelimiter_circuit_state{job=~"$job",instance=~"$instance"}`, "The id of a shard in Config.Shards.")).
-		Annotation(dashboard.NewAnnotationQueryBuilder().
-			Name("Breaker opened").Datasource(source).Enable(true).Hide(false).IconColor("red").
-			Expr(`sum by (shard_id) (increase(ratelimiter_circuit_transitions_total{` + ofShards + `,from="closed",to="open"}[2m])) > 0`).
-			Step("60s").TitleFormat("Breaker opened").TextFormat("shard {{shard_id}}").TagKeys("shard_id"))}
+		WithVariable(choice("job", "Job", "ratelimiter_build_info", "The service that limits.")).
+		WithVariable(choice("instance", "Instance", `ratelimiter_build_info{job=~"$job"}`, "One process of the service.")).
+		WithVariable(choice("shard_id", "Shard", `ratelimiter_circuit_state{job=~"$job",instance=~"$instance"}`, "The id of a shard in Config.Shards.")).
+		Annotation(event("Breaker opened", "red",
+			`sum by (shard_id) (increase(ratelimiter_circuit_transitions_total{`+ofShards+`,from="closed",to="open"}[2m])) > 0`,
+			"shard {{shard_id}}", "shard_id")).
+		Annotation(event("Version changed", "blue",
+			`count by (version) (ratelimiter_build_info{`+process+`}) unless count by (version) (ratelimiter_build_info{`+process+`} offset 5m)`,
+			"now also {{version}}", "version")).
+		Annotation(event("Page", "purple",
+			`count by (alertname, job) (ALERTS{alertname=~"Ringfence.+",alertstate="firing",severity="page",job=~"$job"})`,
+			"{{alertname}} of {{job}}: see the playbook", "alertname,job"))}
+}
+
+// add puts a panel where the layout is.
+func (l *layout) add(p cog.Builder[dashboard.Panel]) {
+	if l.folded != nil {
+		l.folded.WithPanel(p)
+		return
+	}
+	l.dash.WithPanel(p)
+}
+
+// build ends the dashboard.
+func (l *layout) build() (classic, error) {
+	if l.folded != nil {
+		l.dash.WithRow(l.folded)
+	}
+	return l.dash.Build()
+}
+
+// fold begins a row that is closed until somebody opens it. It is the last of its
+// dashboard.
+func (l *layout) fold(title string) {
+	l.id++
+	l.y, l.x, l.height = l.y+l.height, 0, 0
+	l.folded = dashboard.NewRowBuilder(title).Id(l.id).Collapsed(true).
+		GridPos(dashboard.GridPos{X: 0, Y: l.y, W: 24, H: 1})
+	l.y++
 }
 
 func (l *layout) row(title string) {
@@ -167,7 +225,7 @@ func (l *layout) number(p panel, decimals float64, th *dashboard.ThresholdsConfi
 		Thresholds(th).ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)).
 		ColorMode(common.BigValueColorModeValue).GraphMode(common.BigValueGraphModeArea).
 		ReduceOptions(common.NewReduceDataOptionsBuilder().Calcs([]string{"lastNotNull"}))
-	if len(p.queries) > 1 || p.queries[0].legend == "{{slo_name}}" {
+	if len(p.queries) > 1 || strings.Contains(p.queries[0].legend, "{{") {
 		b.TextMode(common.BigValueTextModeValueAndName)
 	} else {
 		b.TextMode(common.BigValueTextModeValue)
@@ -175,7 +233,7 @@ func (l *layout) number(p panel, decimals float64, th *dashboard.ThresholdsConfi
 	for i, q := range p.queries {
 		b.WithTarget(q.target(i))
 	}
-	l.dash.WithPanel(b)
+	l.add(b)
 }
 
 // lines begins a panel with lines over time. add puts it on the dashboard.
@@ -197,6 +255,14 @@ func (l *layout) lines(p panel) *timeseries.PanelBuilder {
 // logarithmic is an axis on which 0.2 ms and 100 ms can be seen side by side.
 func logarithmic() *common.ScaleDistributionConfigBuilder {
 	return common.NewScaleDistributionConfigBuilder().Type(common.ScaleDistributionLog).Log(10)
+}
+
+// toShard leads from whatever has a shard_id to that shard's page.
+func toShard() []cog.Builder[dashboard.DashboardLink] {
+	return []cog.Builder[dashboard.DashboardLink]{
+		dashboard.NewDashboardLinkBuilder("Shard ${__field.labels.shard_id}").
+			Url("/d/ringfence-shards?var-shard_id=${__field.labels.shard_id}&${job:queryparam}&${datasource:queryparam}&${__url_time_range}"),
+	}
 }
 
 func stacked() *common.StackingConfigBuilder {
@@ -228,7 +294,7 @@ func (l *layout) timeline(p panel, meanings ...dashboard.ValueMapping) {
 		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).
 		ColorScheme(dashboard.NewFieldColorBuilder().Mode(dashboard.FieldColorModeIdThresholds)).
 		Thresholds(steps("green", step{0.0001, "yellow"}, step{0.5, "red"})).
-		Mappings(meanings).MergeValues(true).ShowValue(common.VisibilityModeAuto).
+		DataLinks(toShard()).Mappings(meanings).MergeValues(true).ShowValue(common.VisibilityModeAuto).
 		RowHeight(0.85).FillOpacity(80).LineWidth(0).
 		Legend(common.NewVizLegendOptionsBuilder().ShowLegend(true).
 			DisplayMode(common.LegendDisplayModeList).Placement(common.LegendPlacementBottom).Calcs([]string{})).
@@ -236,5 +302,75 @@ func (l *layout) timeline(p panel, meanings ...dashboard.ValueMapping) {
 	for i, q := range p.queries {
 		b.WithTarget(q.target(i))
 	}
-	l.dash.WithPanel(b)
+	l.add(b)
+}
+
+// heat is a panel that shows where the values of a histogram lie.
+func (l *layout) heat(p panel) {
+	id, at := l.place(p.w, p.h)
+	b := heatmap.NewPanelBuilder().Id(id).GridPos(at).Datasource(source).
+		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).
+		Calculate(false).CellGap(1).
+		Color(heatmap.NewHeatmapColorOptionsBuilder().Mode(heatmap.HeatmapColorModeScheme).
+			Scheme("Oranges").Scale(heatmap.HeatmapColorScaleExponential).Exponent(0.5).Steps(64).Reverse(false)).
+		CellValues(heatmap.NewCellValuesBuilder().Unit("short")).
+		YAxis(heatmap.NewYAxisConfigBuilder().Unit(p.unit).AxisPlacement(common.AxisPlacementLeft)).
+		Tooltip(heatmap.NewHeatmapTooltipBuilder().Mode(common.TooltipDisplayModeSingle).YHistogram(true))
+	for i, q := range p.queries {
+		b.WithTarget(prometheus.NewDataqueryBuilder().Datasource(source).Expr(q.expr).LegendFormat(q.legend).
+			Range().EditorMode(prometheus.QueryEditorModeCode).Format(prometheus.PromQueryFormatHeatmap).
+			RefId(string(rune('A' + i))))
+	}
+	l.add(b)
+}
+
+// column is a column of a table: what Prometheus calls it and what we call it. A column
+// that is not named is not shown.
+type column struct{ field, title, unit string }
+
+// rows is a panel with a row for each series as it is now; the queries' values become
+// columns beside the labels that they share.
+func (l *layout) rows(p panel, columns ...column) {
+	id, at := l.place(p.w, p.h)
+	names, order := map[string]string{}, map[string]int{}
+	only := make([]string, len(columns))
+	for i, c := range columns {
+		names[c.field], order[c.field], only[i] = c.title, i, c.field
+	}
+	b := table.NewPanelBuilder().Id(id).GridPos(at).Datasource(source).
+		Title(p.title).Description(p.about).Unit(p.unit).NoValue(p.noData).ShowHeader(true).
+		WithTransformation(dashboard.DataTransformerConfig{Id: "merge", Options: map[string]any{}}).
+		WithTransformation(dashboard.DataTransformerConfig{Id: "filterFieldsByName", Options: map[string]any{
+			"include": map[string]any{"names": only}}}).
+		WithTransformation(dashboard.DataTransformerConfig{Id: "organize", Options: map[string]any{
+			"renameByName": names, "indexByName": order, "excludeByName": map[string]any{}}})
+	for _, c := range columns {
+		if c.unit != "" {
+			b.OverrideByName(c.title, []dashboard.DynamicConfigValue{{Id: "unit", Value: c.unit}})
+		}
+	}
+	for i, q := range p.queries {
+		b.WithTarget(prometheus.NewDataqueryBuilder().Datasource(source).Expr(q.expr).LegendFormat(q.legend).
+			Instant().EditorMode(prometheus.QueryEditorModeCode).Format(prometheus.PromQueryFormatTable).
+			RefId(string(rune('A' + i))))
+	}
+	l.add(b)
+}
+
+// means maps one value to a word and a colour.
+func means(value, text, color string, index int32) dashboard.ValueMapping {
+	return dashboard.ValueMapping{ValueMap: &dashboard.ValueMap{
+		Type: dashboard.MappingTypeValueToText,
+		Options: map[string]dashboard.ValueMappingResult{
+			value: {Text: ptr(text), Color: ptr(color), Index: ptr(index)},
+		},
+	}}
+}
+
+// plot puts a panel with lines on the dashboard as it is.
+func (l *layout) plot(p panel) { l.add(l.lines(p).Min(0)) }
+
+// perSecond is the rate of a counter, summed by labels.
+func perSecond(by, selector string) string {
+	return "sum by (" + by + ") (rate(" + selector + "[$__rate_interval]))"
 }

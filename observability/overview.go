@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/grafana/grafana-foundation-sdk/go/common"
-	"github.com/grafana/grafana-foundation-sdk/go/dashboard"
 )
 
 // BurnWindow is a pair of windows over which an SLO's error budget is watched, and how
@@ -36,10 +35,6 @@ func Overview() (classic, error) {
 	l := newLayout("Ringfence / Overview", "ringfence-overview",
 		"Is the limiter's promise kept, and if not: which shard, which error, who answers instead. The sections of alerts/playbook.md begin here.",
 		"overview")
-	l.dash.Link(dashboard.NewDashboardLinkBuilder("Playbook").Type(dashboard.DashboardLinkTypeLink).
-		Icon("doc").Tooltip("What each alert means and what to do").TargetBlank(true).
-		Url("https://github.com/ringfence/ringfence/blob/main/alerts/playbook.md"))
-
 	const (
 		bad      = `ratelimiter_error_budget_consumed_total{` + process
 		events   = `ratelimiter_slo_events_total{` + process
@@ -63,7 +58,7 @@ func Overview() (classic, error) {
 			"{{slo_name}}"}},
 	}, 1, steps("red", step{0, "orange"}, step{0.25, "green"}))
 	l.number(panel{
-		title: "p99 latency", w: 4, h: 4, unit: "s", noData: "no decisions",
+		title: "p99 latency", w: 3, h: 4, unit: "s", noData: "no decisions",
 		about: "99 of 100 callers waited at most this long for a decision, whoever made it.",
 		queries: []query{{
 			`histogram_quantile(0.99, sum by (le) (rate(` + buckets + `[$__rate_interval])))`,
@@ -77,19 +72,27 @@ func Overview() (classic, error) {
 			"denied"}},
 	}, 2, steps("text"))
 	l.number(panel{
-		title: "Shards open", w: 4, h: 4, unit: "short", noData: "no shards",
+		title: "Shards open", w: 3, h: 4, unit: "short", noData: "no shards",
 		about: "Shards whose circuit breaker is not closed in at least half of the processes. Their keys are answered by the ladder of fallbacks.",
 		queries: []query{{
 			`sum((avg by (shard_id) (ratelimiter_circuit_state{` + ofShards + `} != bool 0)) >= bool 0.5)`,
 			"open"}},
 	}, 0, steps("green", step{1, "red"}))
 	l.number(panel{
-		title: "Not by the primary", w: 4, h: 4, unit: "percentunit", noData: "no decisions",
+		title: "By fallback", w: 3, h: 4, unit: "percentunit", noData: "no decisions",
 		about: "Part of the decisions that a replica, a local share or the failure policy made. They are not exact.",
 		queries: []query{{
 			`sum(rate(ratelimiter_fallback_decisions_total{` + ofShards + `}[$__rate_interval])) / sum(rate(` + answered + `[$__rate_interval]))`,
 			"fallback"}},
 	}, 2, steps("green", step{0.0001, "orange"}, step{0.01, "red"}))
+
+	l.number(panel{
+		title: "Alerts firing", w: 3, h: 4, unit: "short", noData: "no rules",
+		about: "Alerts of ringfence that fire for the jobs shown, pages and tickets. It needs the rules of alerts/; without them it shows 0.",
+		queries: []query{{
+			`count(ALERTS{alertname=~"Ringfence.+",alertstate="firing",job=~"$job"}) or vector(0)`,
+			"firing"}},
+	}, 0, steps("green", step{1, "red"}))
 
 	l.row("Error budget")
 	for _, slo := range []struct{ name, title, about string }{
@@ -112,7 +115,7 @@ func Overview() (classic, error) {
 		for _, c := range [][2]string{{"1h", "red"}, {"6h", "orange"}, {"1d", "yellow"}, {"3d", "blue"}} {
 			painted(b, c[0], c[1])
 		}
-		l.dash.WithPanel(b)
+		l.add(b)
 	}
 
 	l.row("Shards")
@@ -127,27 +130,27 @@ func Overview() (classic, error) {
 		span(0.0001, 0.4999, "open in some", "yellow", 1),
 		span(0.5, 0.9999, "open in most", "orange", 2),
 		span(1, 1, "open", "red", 3))
-	l.dash.WithPanel(l.lines(panel{
+	l.add(l.lines(panel{
 		title: "p99 latency by shard", w: 12, h: 8, unit: "s", noData: "no decisions",
 		about: "What 99 of 100 callers waited at most, by the shard that owns the key. Callers never wait longer than the budget (20 ms by default); when a breaker opens, the line drops below that of a healthy shard, because nobody is asked.",
 		queries: []query{{
 			`histogram_quantile(0.99, sum by (shard_id, le) (rate(` + buckets + `[$__rate_interval])))`,
 			"{{shard_id}}"}},
-	}).ScaleDistribution(logarithmic()))
-	l.dash.WithPanel(l.lines(panel{
+	}).ScaleDistribution(logarithmic()).DataLinks(toShard()))
+	l.add(l.lines(panel{
 		title: "Errors by type", w: 12, h: 8, unit: "ops", noData: "no errors",
 		about: "Operations that failed, a second, by kind. timeout: the server or the network is slow; refused, dial, eof: it is gone; loading, readonly, masterdown: it is restarting or was demoted; auth, noperm: its ACL refuses us; pool_timeout: our own connections are used up. Kinds that did not occur are not drawn.",
 		queries: []query{{
 			`sum by (error_type) (rate(ratelimiter_redis_errors_total{` + ofShards + `}[$__rate_interval])) > 0`,
 			"{{error_type}}"}},
 	}).Min(0).LineWidth(0).FillOpacity(70).Stacking(stacked()))
-	l.dash.WithPanel(l.lines(panel{
+	l.add(l.lines(panel{
 		title: "Imbalance", w: 12, h: 8, unit: "suffix:x", noData: "no decisions",
 		about: "Decisions of each shard over the mean of all shards shown. 1 is even. A shard that stays above 1.3 without a larger weight has hot keys, or somebody aims keys at it (set Config.HashKey).",
 		queries: []query{{
 			`sum by (shard_id) (rate(` + answered + `[$__rate_interval])) / on () group_left () avg(sum by (shard_id) (rate(` + answered + `[$__rate_interval])))`,
 			"{{shard_id}}"}},
-	}).Min(0).AxisSoftMax(2))
+	}).Min(0).AxisSoftMax(2).DataLinks(toShard()))
 
 	l.row("Traffic")
 	traffic := l.lines(panel{
@@ -160,7 +163,7 @@ func Overview() (classic, error) {
 	for _, c := range [][2]string{{"allowed", "green"}, {"denied", "yellow"}, {"error", "red"}, {"canceled", "text"}} {
 		painted(traffic, c[0], c[1])
 	}
-	l.dash.WithPanel(traffic)
+	l.add(traffic)
 	sources := l.lines(panel{
 		title: "Decisions by source", w: 12, h: 8, unit: "ops", noData: "no decisions",
 		about: "Who decided, decisions a second. Only primary is exact; replica: this process's share of what a replica said was left; local: limit / Config.Instances; policy: nobody knew, the failure policy admitted or denied; none: the call was wrong or canceled.",
@@ -171,7 +174,7 @@ func Overview() (classic, error) {
 	for _, c := range [][2]string{{"primary", "green"}, {"replica", "blue"}, {"local", "purple"}, {"policy", "orange"}, {"none", "text"}} {
 		painted(sources, c[0], c[1])
 	}
-	l.dash.WithPanel(sources)
+	l.add(sources)
 
-	return l.dash.Build()
+	return l.build()
 }

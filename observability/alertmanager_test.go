@@ -1,0 +1,221 @@
+package observability_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os/exec"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const alertmanagerConfig = alerts + "/alertmanager.example.yml"
+
+func amtool(args ...string) (string, error) {
+	out, err := exec.Command("amtool", args...).Output()
+	return strings.TrimSpace(string(out)), err
+}
+
+func TestPagesGoToThePagerAndTicketsToTheTickets(t *testing.T) {
+	if out, err := amtool("check-config", alertmanagerConfig); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	wanted := map[string]string{"page": "pager", "ticket": "tickets"}
+	routed := map[string]int{}
+	for _, f := range ruleFiles(t) {
+		for _, r := range f.rules() {
+			if r.Alert == "" {
+				continue
+			}
+			out, err := amtool("config", "routes", "test", "--config.file="+alertmanagerConfig,
+				"alertname="+r.Alert, "severity="+r.Labels["severity"], "job=checkout")
+			if want := wanted[r.Labels["severity"]]; err != nil || out != want {
+				t.Errorf("%s (%s) goes to %q, want %q: %v", r.Alert, r.Labels["severity"], out, want, err)
+			}
+			routed[out]++
+		}
+	}
+	if routed["pager"] == 0 || routed["tickets"] == 0 {
+		t.Errorf("routed: %v", routed)
+	}
+	if out, err := amtool("config", "routes", "test", "--config.file="+alertmanagerConfig, "alertname=DiskFull", "severity=page"); err != nil || out != "default" {
+		t.Errorf("an alert of others goes to %q: %v", out, err)
+	}
+}
+
+// startAlertmanager starts an Alertmanager with the example and returns its address.
+func startAlertmanager(t testing.TB) string {
+	t.Helper()
+	// As for Prometheus: it ends with its standard input, at the latest with this process.
+	cmd := exec.Command("sh", "-c", `"$@" & p=$!; read -r _; kill "$p"; wait "$p"`, "sh",
+		"prometheus-alertmanager", "--config.file="+alertmanagerConfig, "--storage.path="+t.TempDir(),
+		"--web.listen-address=127.0.0.1:0", "--cluster.listen-address=", "--log.format=logfmt")
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	address, done := make(chan string, 1), make(chan string, 1)
+	go func() {
+		var log strings.Builder
+		for lines := bufio.NewScanner(stderr); lines.Scan(); {
+			log.WriteString(lines.Text() + "\n")
+			if m := alertmanagerListens.FindStringSubmatch(lines.Text()); m != nil {
+				address <- m[1]
+			}
+		}
+		done <- log.String()
+	}()
+	t.Cleanup(func() {
+		_ = stdin.Close()
+		<-done
+		_ = cmd.Wait() // it was killed, which is what was wanted
+	})
+	select {
+	case a := <-address:
+		return "http://" + a
+	case log := <-done:
+		done <- log
+		t.Fatalf("alertmanager ended:\n%s", log)
+	case <-time.After(time.Minute):
+		t.Fatal("alertmanager does not listen after a minute")
+	}
+	return ""
+}
+
+var alertmanagerListens = regexp.MustCompile(`address=(127\.0\.0\.1:\d+)`)
+
+type amAlert struct {
+	Labels map[string]string `json:"labels"`
+	Status struct {
+		State string `json:"state"`
+	} `json:"status"`
+}
+
+// inhibited posts alerts of an incident, and says which of them are held back.
+func inhibited(t *testing.T, base, incident string, posted []map[string]string) (held []string) {
+	t.Helper()
+	var body []amAlert
+	for _, l := range posted {
+		l["incident"] = incident
+		body = append(body, amAlert{Labels: l})
+	}
+	text, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.Post(base+"/api/v2/alerts", "application/json", bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Body.Close()
+	if r.StatusCode != http.StatusOK {
+		t.Fatalf("posting alerts: %s", r.Status)
+	}
+	ask := base + "/api/v2/alerts?" + url.Values{"filter": {`incident="` + incident + `"`}}.Encode()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) { // it says when, but only to those who ask
+		r, err := http.Get(ask)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []amAlert
+		err = json.NewDecoder(r.Body).Decode(&got)
+		_ = r.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = nil
+		processed := len(got) == len(posted)
+		for _, a := range got {
+			processed = processed && a.Status.State != "unprocessed"
+			if a.Status.State == "suppressed" {
+				held = append(held, fmt.Sprint(a.Labels["alertname"], " ", a.Labels["severity"], " ", a.Labels["slo_name"], a.Labels["shard_id"]))
+			}
+		}
+		if processed {
+			slices.Sort(held)
+			return held
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("alerts are not processed after half a minute: %v", got)
+		}
+	}
+}
+
+func TestAPageHoldsBackWhatItExplainsAndNothingElse(t *testing.T) {
+	base := startAlertmanager(t)
+	alert := func(job, ring, name, severity, label, value string) map[string]string {
+		return map[string]string{"alertname": "Ringfence" + name, "severity": severity, "job": job, "ring": ring, label: value}
+	}
+	const burn, page, ticket = "ErrorBudgetBurn", "page", "ticket"
+	for _, c := range []struct {
+		name   string
+		alerts []map[string]string
+		held   []string
+	}{
+		{"a ticket alone", []map[string]string{
+			alert("a1", "x", burn, ticket, "slo_name", "redis_availability"),
+			alert("a1", "x", "ErrorBudgetLow", ticket, "slo_name", "redis_availability"),
+		}, nil},
+		{"a page and tickets", []map[string]string{
+			alert("a2", "x", burn, page, "slo_name", "redis_availability"),
+			alert("a2", "x", burn, ticket, "slo_name", "redis_availability"),
+			alert("a2", "x", "ErrorBudgetLow", ticket, "slo_name", "redis_availability"),
+			alert("a2", "x", burn, ticket, "slo_name", "decision_latency"),
+			alert("a2", "y", burn, ticket, "slo_name", "redis_availability"),
+			alert("b2", "x", burn, ticket, "slo_name", "redis_availability"),
+			alert("a2", "x", "FailingOpen", ticket, "shard_id", "s1"),
+		}, []string{"RingfenceErrorBudgetBurn ticket redis_availability", "RingfenceErrorBudgetLow ticket redis_availability"}},
+		{"many shards", []map[string]string{
+			alert("a3", "x", "ShardsOpen", page, "none", ""),
+			alert("a3", "x", "ShardOpen", ticket, "shard_id", "s1"),
+			alert("a3", "x", "ShardFlapping", ticket, "shard_id", "s2"),
+			alert("a3", "x", "FallbackActive", ticket, "shard_id", "s3"),
+			alert("a3", "x", "FailingOpen", ticket, "shard_id", "s1"),
+			alert("a3", "y", "ShardOpen", ticket, "shard_id", "s1"),
+			alert("b3", "x", "ShardOpen", ticket, "shard_id", "s1"),
+		}, []string{"RingfenceFallbackActive ticket s3", "RingfenceShardFlapping ticket s2", "RingfenceShardOpen ticket s1"}},
+		{"one shard", []map[string]string{
+			alert("a4", "x", "ShardOpen", ticket, "shard_id", "s1"),
+			alert("a4", "x", "FallbackActive", ticket, "shard_id", "s1"),
+			alert("a4", "x", "FallbackActive", ticket, "shard_id", "s2"),
+			alert("a4", "y", "FallbackActive", ticket, "shard_id", "s1"),
+			alert("a4", "x", "FailingOpen", ticket, "shard_id", "s1"),
+		}, []string{"RingfenceFallbackActive ticket s1"}},
+	} {
+		if got := inhibited(t, base, c.name, c.alerts); !slices.Equal(got, c.held) {
+			t.Errorf("%s: held back\n%q, want\n%q", c.name, got, c.held)
+		}
+	}
+}
+
+func TestTheExampleNamesAlertsThatExist(t *testing.T) {
+	known := map[string]bool{}
+	for _, f := range ruleFiles(t) {
+		for _, r := range f.rules() {
+			known[r.Alert] = true
+		}
+	}
+	text := readFile(t, alertmanagerConfig)
+	names := regexp.MustCompile(`Ringfence[A-Za-z]+`).FindAllString(text, -1)
+	if len(names) < 5 {
+		t.Errorf("only %d alerts are named", len(names))
+	}
+	for _, name := range names {
+		if !known[name] {
+			t.Errorf("%s is no alert", name)
+		}
+	}
+}
