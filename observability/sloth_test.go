@@ -71,7 +71,7 @@ func slothHistories() []slothHistory {
 		{"a bad event an hour of a quiet service", 1, 240, true, 1, func(i int) float64 { return 1000 * isTrue(i == 70 || i == 140) }, []string{"page", "ticket"}},
 		{"random spells over half a day", 1, 720, false, perStep, random(1, 120, 720), []string{"page", "ticket"}},
 		{"milder random spells over half a day", 1, 720, false, perStep, random(2, 30, 720), []string{"ticket"}},
-		{"random spells over days", 5, days, false, perStep, random(3, 14, days), []string{"ticket"}},
+		{"random spells over days", 5, days, false, perStep, random(3, 14, days), []string{"page", "ticket"}},
 		{"no traffic", 1, 200, false, 0, same(0), nil},
 	}
 	for _, w := range windows {
