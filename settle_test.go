@@ -125,7 +125,7 @@ func TestNoCallOvertakesTheDebitOfItsKey(t *testing.T) {
 			ring := open(t, ringfence.Config{
 				Shards:     []ringfence.ShardConfig{{ID: "a", Primary: "redis://" + far.Addr(), Replicas: []string{s.replica.URL()}}},
 				Registerer: registry, Policy: ringfence.PolicyClosed, Instances: 1,
-				Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,
+				Budget: 5 * time.Second, OperationTimeout: 5 * time.Second, NearCacheKeys: -1,
 			})
 			l := limiter(t, ring, limit)
 			admitted := 0
