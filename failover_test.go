@@ -837,6 +837,7 @@ func TestMoreCallersThanASlowShardCanServeDoNotKeepItFromServing(t *testing.T) {
 
 func TestCloseEndsInTimeWhateverTheTimeouts(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
+	redistest.NoLeaks(t)
 	ring, err := ringfence.Open(t.Context(), ringfence.Config{
 		Shards: []ringfence.ShardConfig{alone(server)}, Logger: quiet,
 		Budget: 30 * time.Second, OperationTimeout: 30 * time.Second,
