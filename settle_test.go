@@ -33,6 +33,7 @@ func TestWhatSharesAdmittedIsSettledWithThePromotedReplica(t *testing.T) {
 			var limiters []*ringfence.Limiter
 			registry := prometheus.NewRegistry()
 			for i := range instances {
+				redistest.NoLeaks(t)
 				ring, err := ringfence.Open(t.Context(), ringfence.Config{
 					Shards:    []ringfence.ShardConfig{{ID: "a", Primary: primary.URL(), Replicas: []string{replica.URL()}}},
 					HashKey:   []byte("0123456789abcdef"),
