@@ -302,46 +302,6 @@ func yes(x float64) float64 {
 }
 
 func limitCases() (cases []ruleCase) {
-	leases := causeSpec{alert: "RingfenceLeasesOutstanding", id: "limit", forN: 15,
-		put: func(into map[string]string, e thing, n int, x func(i int) float64) {
-			l := `,limit="` + e.id + `"}`
-			for _, instance := range []string{"a", "b"} {
-				e.instance = instance
-				into[`ratelimiter_lease_outstanding{`+e.process()+l] = gauge(n, func(i int) float64 { return 500 * x(i) })
-				into[`ratelimiter_tokens_granted_total{`+e.process()+l] = counter(n, same(500)) // 1000 a minute with both
-				into[`ratelimiter_limit_window_seconds{`+e.process()+l] = constant(n, 60)
-			}
-		}}
-	for _, c := range leases.cases() {
-		// A rate takes two samples: what fires at once fires a minute later.
-		if strings.HasSuffix(c.name, "just above the threshold") {
-			c.checks = []ruleCheck{leases.fires(15, false), leases.fires(16, true), leases.fires(20, true)}
-		}
-		cases = append(cases, c)
-	}
-	for x, fires := range map[float64]bool{0.99: false, 1.01: true} {
-		s := map[string]string{}
-		l := concerned.process() + `,limit="s0"}`
-		s[`ratelimiter_lease_outstanding{`+l] = constant(30, 100*x)
-		s[`ratelimiter_tokens_granted_total{`+l] = counter(30, same(1))
-		s[`ratelimiter_limit_window_seconds{`+l] = constant(30, 60)
-		cases = append(cases, ruleCase{fmt.Sprintf("RingfenceLeasesOutstanding: %.2f of the least that counts", x), leases.alert, 1, s, []ruleCheck{leases.fires(29, fires)}})
-	}
-	// Nothing is granted any more: what was granted is forgotten after the window. Before,
-	// 0.9 of a window's use is held, and nine tenths of the window pass while it falls.
-	s := map[string]string{}
-	l := concerned.process() + `,limit="s0"}`
-	s[`ratelimiter_lease_outstanding{`+l] = constant(80, 500)
-	s[`ratelimiter_limit_window_seconds{`+l] = constant(80, 60)
-	s[`ratelimiter_tokens_granted_total{`+l] = counter(80, func(i int) float64 {
-		if i <= 40 {
-			return 1000
-		}
-		return 0
-	})
-	cases = append(cases, ruleCase{"RingfenceLeasesOutstanding: use ends", leases.alert, 1, s,
-		[]ruleCheck{leases.fires(40, false), leases.fires(40+6+15-1, false), leases.fires(40+9+15+1, true)}})
-
 	// Denials against yesterday's, in steps of five minutes: a day is 288 of them.
 	const day = 288
 	anomaly := func(name string, n int, each float64, part func(i int) float64, checks ...ruleCheck) {
@@ -389,8 +349,8 @@ func limitCases() (cases []ruleCase) {
 	}
 	anomaly("no decisions", begins+30, 0, same(0.5), fires(begins+29, false))
 	// A restart of the process in between.
-	s = map[string]string{}
-	l = `ratelimiter_decisions_total{` + concerned.process() + `,limit="s0",outcome="`
+	s := map[string]string{}
+	l := `ratelimiter_decisions_total{` + concerned.process() + `,limit="s0",outcome="`
 	part := since(begins, 0, 0.5)
 	s[l+`denied",source="primary"}`] = counter(begins+15, func(i int) float64 { return 1000 * part(i) }) + counter(30, same(500))
 	s[l+`allowed",source="primary"}`] = counter(begins+15, func(i int) float64 { return 1000 * (1 - part(i)) }) + counter(30, same(500))

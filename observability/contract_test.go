@@ -43,7 +43,6 @@ func exported(t testing.TB) catalog {
 	}
 	t.Logf("embedded redis: gathered from shards of that kind")
 	all := maps.Clone(c)
-	maps.Copy(all, pending)
 	maps.Copy(all, foreign)
 	return all
 }
@@ -71,9 +70,10 @@ func gather() (catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range 2 {
-		for i := range 60 {
-			if _, err := api.Allow(ctx, fmt.Sprint("user:", i%8)); err != nil {
+	for round := range 2 {
+		// Other keys each time: denials are repeated without asking a shard, dead or alive.
+		for i := range 160 {
+			if _, err := api.Allow(ctx, fmt.Sprint("user:", round, ":", i%20)); err != nil {
 				return nil, err
 			}
 		}
@@ -147,16 +147,6 @@ func series(kind string, labels ...string) metric {
 	return m
 }
 
-// pending are metrics of the contract that limiters do not export yet. A metric that is
-// exported must leave the list.
-var pending = catalog{
-	"ratelimiter_shadow_denied_total":   series("COUNTER", "limit", "ring"),
-	"ratelimiter_lease_outstanding":     series("GAUGE", "limit", "ring"),
-	"ratelimiter_lease_returned_total":  series("COUNTER", "limit", "ring"),
-	"ratelimiter_near_cache_entries":    series("GAUGE", "limit", "ring"),
-	"ratelimiter_near_cache_hits_total": series("COUNTER", "limit", "ring"),
-}
-
 // foreign are metrics of others that a dashboard may ask for: of redis_exporter, whose
 // targets must have been given a label shard_id, and what Prometheus makes itself.
 var foreign = catalog{
@@ -169,19 +159,6 @@ var foreign = catalog{
 	"ALERTS": {"GAUGE", map[string]map[string]bool{
 		"alertname": {"Ringfence.+": true}, "alertstate": {"firing": true}, "severity": {"page": true, "ticket": true},
 		"shard_id": {}, "limit": {}, "slo_name": {}}},
-}
-
-func TestWhatIsExportedIsNoLongerPending(t *testing.T) {
-	c, err := gatherOnce()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name := range pending {
-		if _, ok := c[name]; ok {
-			t.Errorf("%s is exported: take it off the list", name)
-		}
-	}
-	t.Logf("embedded redis: %d metrics of the contract are not exported yet", len(pending))
 }
 
 // nameLabel is the label that holds a series's name.

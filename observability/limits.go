@@ -4,7 +4,7 @@ package observability
 // are, and what is configured.
 func Limits() (classic, error) {
 	l := newLayout("Ringfence / Limits", "ringfence-limits",
-		"Which limits deny, how close the callers are to them, what a limit in shadow mode would deny, and what is configured. Who is limited is never a label: ask the top-K of the limiter.",
+		"Which limits deny, how close the callers are to them, and what is configured. Who is limited is never a label: ask the top-K of the limiter.",
 		"limits")
 	l.dash.WithVariable(choice("limit", "Limit", `ratelimiter_limit_capacity{job=~"$job",instance=~"$instance"}`, "The name of a limiter."))
 	const (
@@ -13,7 +13,6 @@ func Limits() (classic, error) {
 		asked   = `ratelimiter_tokens_requested_total{` + ofLimits + `}`
 		granted = `ratelimiter_tokens_granted_total{` + ofLimits + `}`
 		near    = `ratelimiter_near_limit_total{` + ofLimits + `}`
-		shadow  = `ratelimiter_shadow_denied_total{` + ofLimits + `}`
 	)
 
 	l.row("Denied")
@@ -30,19 +29,14 @@ func Limits() (classic, error) {
 
 	l.row("How close")
 	l.plot(panel{
-		title: "Near the limit", w: 8, h: 8, unit: "percentunit", noData: "no decisions",
+		title: "Near the limit", w: 12, h: 8, unit: "percentunit", noData: "no decisions",
 		about:   "Part of the decisions after which the caller had at most 20 % of the limit left. It rises before the denials do.",
 		queries: []query{{perSecond("limit", near) + " / " + perSecond("limit", decided), "{{limit}}"}},
 	})
 	l.plot(panel{
-		title: "Granted of what was asked", w: 8, h: 8, unit: "percentunit", noData: "no decisions",
+		title: "Granted of what was asked", w: 12, h: 8, unit: "percentunit", noData: "no decisions",
 		about:   "Units granted over units asked for. Lower than the decisions suggest: it is the expensive calls that are denied.",
 		queries: []query{{perSecond("limit", granted) + " / " + perSecond("limit", asked), "{{limit}}"}},
-	})
-	l.plot(panel{
-		title: "Would be denied", w: 8, h: 8, unit: "ops", noData: "no limit in shadow mode",
-		about:   "Decisions a second that a limit in shadow mode admitted and would have denied. Look at it for a week before the limit is made real.",
-		queries: []query{{perSecond("limit", shadow), "{{limit}}"}},
 	})
 
 	l.row("Who decides")
@@ -61,16 +55,6 @@ func Limits() (classic, error) {
 	})
 
 	l.row("Leases and near cache")
-	l.plot(panel{
-		title: "Leased units", w: 8, h: 8, unit: "short", noData: "no leases",
-		about:   "Units that shards handed to processes and that are not used yet: the most by which the limit can look used up although it is not.",
-		queries: []query{{`sum by (limit) (ratelimiter_lease_outstanding{` + ofLimits + `})`, "{{limit}}"}},
-	})
-	l.plot(panel{
-		title: "Leases returned", w: 8, h: 8, unit: "ops", noData: "no leases",
-		about:   "Leased units a second that came back unused.",
-		queries: []query{{perSecond("limit", `ratelimiter_lease_returned_total{`+ofLimits+`}`), "{{limit}}"}},
-	})
 	l.plot(panel{
 		title: "Near cache", w: 8, h: 8, unit: "short", noData: "no near cache",
 		about: "Keys known to be denied, and how many decisions a second that knowledge made without asking the shard.",

@@ -3,7 +3,6 @@ package observability_test
 import (
 	"cmp"
 	"fmt"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -148,12 +147,7 @@ var equivalent = map[string]string{}
 
 func TestASmallMistakeInTheRulesIsCaught(t *testing.T) {
 	if raced {
-		// The race detector makes it many times slower and there is little to find: it is
-		// built and run without.
-		out, err := exec.Command("go", "test", "-count=1", "-v", "-timeout=9m", "-run=^"+t.Name()+"$", ".").CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-			t.Fatalf("%v\n%s", err, out)
-		}
+		withoutRaceDetector(t)
 		return
 	}
 	parts, err := rulesInParts(mainRules(t))

@@ -515,6 +515,10 @@ func mainRules(t testing.TB) string {
 }
 
 func TestEachAlertFiresWhenItShouldAndOnlyThen(t *testing.T) {
+	if raced {
+		withoutRaceDetector(t)
+		return
+	}
 	parts, err := rulesInParts(mainRules(t))
 	if err != nil {
 		t.Fatal(err)
