@@ -119,6 +119,7 @@ func (p *aclPlace) run(t *testing.T) *aclOutcome {
 	// A process that left long ago, for HDEL.
 	aclMust(t, admin.HSet(ctx, newKeySpace("rf").fingerprint(), "gone", time.Now().Add(-2*time.Hour).Unix()).Err())
 
+	redistest.NoLeaks(t)
 	ring, err := Open(ctx, Config{NearCacheKeys: -1,
 		Shards: []ShardConfig{{
 			ID: "a", Primary: aclURL(p.writer.user, p.primary),

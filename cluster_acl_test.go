@@ -65,6 +65,7 @@ func (c *aclCluster) denied(t *testing.T) (commands []string) {
 func (c *aclCluster) open(t *testing.T, lines *sink, registry *prometheus.Registry) *Ring {
 	t.Helper()
 	at := "redis+cluster://" + c.role.user + ":" + aclPassword + "@" + strings.TrimPrefix(c.URL(), "redis+cluster://")
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), Config{
 		Shards: []ShardConfig{{ID: "c", Primary: at}}, HashKey: []byte("0123456789abcdef"),
 		Logger: lines.logger(), Registerer: registry, Policy: PolicyClosed, Instances: 1,

@@ -36,6 +36,7 @@ func giveAll(t *testing.T, c *redistest.Cluster, slots []int, from, to *redistes
 func TestSeriesOfAMasterWithoutSlotsAreGoneAndGoOnWhenItHasSome(t *testing.T) {
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
 	registry := prometheus.NewRegistry()
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), Config{
 		Shards: []ShardConfig{{ID: "c", Primary: c.URL()}}, HashKey: []byte("0123456789abcdef"), Logger: (&sink{}).logger(),
 		Registerer: registry, Policy: PolicyClosed, Budget: 10 * time.Second, OperationTimeout: 10 * time.Second,

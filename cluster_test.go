@@ -93,7 +93,7 @@ func TestEveryMasterOfAClusterIsAShardAndTheLimitIsExactOnAll(t *testing.T) {
 func TestASlotThatMovesUnderLoadCostsNoErrorAndNoCharge(t *testing.T) {
 	t.Parallel()
 	c := redistest.StartCluster(t, redistest.ClusterOptions{})
-	ring := clusterRing(t, c, ringfence.Config{Budget: 5 * time.Second, Policy: ringfence.PolicyClosed})
+	ring := clusterRing(t, c, ringfence.Config{Budget: 5 * time.Second, Policy: ringfence.PolicyClosed, NearCacheKeys: -1})
 	l := limiter(t, ring, ringfence.SlidingLog{Limit: 1000, Window: time.Hour})
 	_, name := l.Locate("k")
 	slot := int(must1(t)(c.Masters()[0].Client().ClusterKeySlot(t.Context(), name).Result()))

@@ -443,7 +443,7 @@ func (d *dispatcher) serve(s *slot) {
 			continue
 		}
 		d.free(s)
-		if d.queue.top.Load() == nil {
+		if d.waiting.Load() == 0 {
 			return
 		}
 		// Somebody came before the slot was free, and relies on it.
@@ -511,7 +511,7 @@ func (d *dispatcher) next(s *slot) {
 		return
 	}
 	d.free(s)
-	if d.queue.top.Load() != nil {
+	if d.waiting.Load() > 0 {
 		d.kick()
 	}
 }
@@ -670,8 +670,8 @@ func (d *dispatcher) answer(s *slot, err error) {
 	s.mu.Unlock()
 	for i, e := range batch {
 		own := err
-		if own == nil {
-			own = e.failed
+		if e.failed != nil {
+			own = e.failed // of a call to a Cluster, each slot has an error of its own
 		}
 		d.settle(e, own)
 		spread(e)

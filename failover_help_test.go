@@ -69,6 +69,7 @@ func open(t *testing.T, c ringfence.Config) *ringfence.Ring {
 	if c.Instances == 0 { // tests open further rings to prepare a fault
 		c.Instances = 1
 	}
+	redistest.NoLeaks(t)
 	ring, err := ringfence.Open(t.Context(), c)
 	must(t, err)
 	t.Cleanup(func() { closeInTime(t, ring) })

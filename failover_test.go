@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/ringfence/ringfence"
 	"github.com/ringfence/ringfence/internal/redistest"
@@ -695,51 +696,85 @@ func TestALateReplyCorrectsTheLocalCount(t *testing.T) {
 	}
 }
 
+// What nobody knows the fate of when a server hangs is what was in flight: InFlight
+// operations, and those that failed before the breaker opened. An operation carries
+// MaxBatch entries; the calls of one key and cost share one, so that of a hot key it
+// carries up to 16 times as many calls.
 func TestAServerThatHangsForASecondChargesAtMostWhatWasInFlight(t *testing.T) {
-	server := redistest.Start(t, redistest.Options{})
-	registry := prometheus.NewRegistry()
-	const inFlight, maxBatch = 4, 16
-	ring := open(t, ringfence.Config{
-		Shards: []ringfence.ShardConfig{alone(server)}, Registerer: registry, Breaker: quick,
-		InFlight: inFlight, MaxBatch: maxBatch,
-	})
-	l := limiter(t, ring, ringfence.SlidingLog{Limit: 1_000_000, Window: time.Hour})
-	told := newAnswers(t)
-	var stop atomic.Bool
-	var callers sync.WaitGroup
-	for range 64 {
-		callers.Go(func() {
-			for !stop.Load() {
-				told.allow(l, "user")
-				time.Sleep(200 * time.Microsecond) // the callers' own work
+	const inFlight, failures, callersAtOnce = 4, 3, 300
+	tests := []struct {
+		name            string
+		keys            int
+		maxBatch, calls int // an operation's
+	}{
+		{"every call with a key of its own", 4096, 16, 16},
+		{"all calls with one key", 1, 2, 2 * 16},
+	}
+	for _, c := range tests {
+		t.Run(c.name, func(t *testing.T) {
+			server := redistest.Start(t, redistest.Options{})
+			registry := prometheus.NewRegistry()
+			ring := open(t, ringfence.Config{
+				Shards: []ringfence.ShardConfig{alone(server)}, Registerer: registry,
+				InFlight: inFlight, MaxBatch: c.maxBatch,
+				Breaker: ringfence.BreakerConfig{Failures: failures, MaxOpenPeriod: quick.MaxOpenPeriod},
+			})
+			l := limiter(t, ring, ringfence.SlidingLog{Limit: 1_000_000, Window: time.Hour})
+			told := newAnswers(t)
+			var next atomic.Int64
+			var stop atomic.Bool
+			var callers sync.WaitGroup
+			for range callersAtOnce {
+				callers.Go(func() {
+					for !stop.Load() {
+						told.allow(l, fmt.Sprint("user ", int(next.Add(1))%c.keys))
+						time.Sleep(200 * time.Microsecond) // the callers' own work
+					}
+				})
+			}
+			exactly := func() int { return told.count("allowed", "primary") }
+			eventually(t, 10*time.Second, "calls are answered", func() bool { return exactly() > 2000 })
+			server.Pause()
+			eventually(t, 2*time.Second, "the breaker opens", func() bool { return ring.Stats()[0].Breaker.State != ringfence.BreakerClosed })
+			eventually(t, 2*time.Second, "operations in flight are given up", func() bool { return ring.Stats()[0].InFlight == 0 })
+			server.Resume()
+			before := exactly()
+			eventually(t, recovery(quick), "calls are answered again", func() bool { return exactly() > before+1000 })
+			stop.Store(true)
+			callers.Wait()
+			eventually(t, time.Second, "nothing is in flight", func() bool { return ring.Stats()[0].InFlight == 0 })
+
+			charged, acked := chargedFor(t, server, l, c.keys), exactly()
+			unknown := int(metric(t, registry, "unknown_charges_total"))
+			late := charged - acked
+			t.Logf("%s; charged %d, known to callers %d, unknown %d", told, charged, acked, unknown)
+			if late < 0 {
+				t.Errorf("%d calls were admitted as exact and %d charged", acked, charged)
+			}
+			if n := told.count("budget"); late > unknown+n {
+				t.Errorf("%d charges nobody was told of, want at most the %d of unknown fate and those of the %d calls answered too late", late, unknown, n)
+			}
+			if most := (inFlight + failures - 1) * c.calls; unknown > most {
+				t.Errorf("%d charges of unknown fate, want at most the %d that %d operations carry", unknown, most, inFlight+failures-1)
 			}
 		})
 	}
-	exactly := func() int { return told.count("allowed", "primary") }
-	eventually(t, 5*time.Second, "calls are answered", func() bool { return exactly() > 2000 })
-	server.Pause()
-	eventually(t, 2*time.Second, "the breaker opens", func() bool { return ring.Stats()[0].Breaker.State != ringfence.BreakerClosed })
-	eventually(t, 2*time.Second, "operations in flight are given up", func() bool { return ring.Stats()[0].InFlight == 0 })
-	server.Resume()
-	before := exactly()
-	eventually(t, recovery(quick), "calls are answered again", func() bool { return exactly() > before+1000 })
-	stop.Store(true)
-	callers.Wait()
-	eventually(t, time.Second, "nothing is in flight", func() bool { return ring.Stats()[0].InFlight == 0 })
+}
 
-	charged, acked := used(t, server, l), exactly()
-	unknown := int(metric(t, registry, "unknown_charges_total"))
-	late := charged - acked
-	t.Logf("%s; charged %d, known to callers %d, unknown %d", told, charged, acked, unknown)
-	if late < 0 {
-		t.Errorf("%d calls were admitted as exact and %d charged", acked, charged)
+// chargedFor is how many units the logs of "user 0" and so on hold on a server.
+func chargedFor(t *testing.T, s *redistest.Server, l *ringfence.Limiter, keys int) (charged int) {
+	t.Helper()
+	pipe := s.Client().Pipeline()
+	for i := range keys {
+		_, name := l.Locate(fmt.Sprint("user ", i))
+		pipe.ZCard(t.Context(), name)
 	}
-	if n := told.count("budget"); late > unknown+n {
-		t.Errorf("%d charges nobody was told of, want at most the %d of unknown fate and those of the %d calls answered too late", late, unknown, n)
+	replies, err := pipe.Exec(t.Context())
+	must(t, err)
+	for _, r := range replies {
+		charged += int(r.(*redis.IntCmd).Val())
 	}
-	if unknown > inFlight*maxBatch {
-		t.Errorf("%d charges of unknown fate, want at most the %d x %d in flight", unknown, inFlight, maxBatch)
-	}
+	return charged
 }
 
 // More callers than a slow shard can serve: those it can serve it must go on serving.
@@ -802,6 +837,7 @@ func TestMoreCallersThanASlowShardCanServeDoNotKeepItFromServing(t *testing.T) {
 
 func TestCloseEndsInTimeWhateverTheTimeouts(t *testing.T) {
 	server := redistest.Start(t, redistest.Options{})
+	redistest.NoLeaks(t)
 	ring, err := ringfence.Open(t.Context(), ringfence.Config{
 		Shards: []ringfence.ShardConfig{alone(server)}, Logger: quiet,
 		Budget: 30 * time.Second, OperationTimeout: 30 * time.Second,

@@ -174,6 +174,9 @@ func (s *shard) decideShare(l *Limiter, h keyHash, cost int64, charge bool, said
 	})
 	if owes {
 		s.ledger.add(h, l)
+		if s.ledger.count.Load() > int64(s.ring.config.MaxLocalKeys) {
+			s.ledger.tidy(s.ring.local.has)
+		}
 	}
 	return d, ok
 }

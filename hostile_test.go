@@ -83,6 +83,7 @@ func threeShards(t *testing.T, lines *sink, registry *prometheus.Registry, hashK
 		servers = append(servers, s)
 		c.Shards = append(c.Shards, ShardConfig{ID: fmt.Sprintf("s%d", i), Primary: s.URL()})
 	}
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), c)
 	aclMust(t, err)
 	t.Cleanup(func() { ring.Close() })

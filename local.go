@@ -258,6 +258,12 @@ func (t *localTable) find(h keyHash, f func(*localEntry)) {
 	}
 }
 
+// has says whether a key has an entry of its own.
+func (t *localTable) has(h keyHash) (ok bool) {
+	t.find(h, func(*localEntry) { ok = true })
+	return ok
+}
+
 // sweep drops idle ones among some entries. Requires t.mu.
 func (t *localTable) sweep(now int64) bool {
 	looked, dropped := 0, false

@@ -103,7 +103,9 @@ type Config struct {
 	InFlight int
 	// MaxBatch is the most entries one operation carries: 1 to 256, default 64. Calls that
 	// ask for the same cost of one key share an entry, so that an operation carries up to
-	// 16 times as many calls; with 1 it carries one call.
+	// 16 times as many calls; with 1 it carries one call. When a server hangs, what is of
+	// unknown fate is what InFlight operations carry and what the operations did that
+	// failed before the breaker opened, which are BreakerConfig.Failures - 1 at most.
 	MaxBatch int
 	// Queue is the most calls waiting for an operation per shard, the entries of AllowMany
 	// counted one by one: 1 to 1,000,000, default 4,096. Beyond it calls take the ladder at

@@ -81,6 +81,7 @@ func TestAServerThatRefusesUsIsTriedAtMost25TimesAMinute(t *testing.T) {
 			if len(c.servers) == 2 {
 				shard.Replicas = []string{fmt.Sprintf("redis://%s@"+replica.Addr(), "knocker:"+aclPassword)}
 			}
+			redistest.NoLeaks(t)
 			ring, err := Open(t.Context(), Config{
 				Shards: []ShardConfig{shard}, HashKey: []byte("0123456789abcdef"), Logger: lines.logger(), Registerer: registry,
 				Dialer: opened.dial, Policy: PolicyClosed, Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,

@@ -57,6 +57,7 @@ func TestRefusalIsLoggedTakesThePolicyAndLeavesTheBreakerClosed(t *testing.T) {
 				HashKey: []byte("0123456789abcdef"), Logger: lines.logger(), Registerer: registry,
 				Budget: 10 * time.Second, OperationTimeout: 10 * time.Second, Instances: 1,
 			}
+			redistest.NoLeaks(t)
 			ring, err := Open(t.Context(), config)
 			aclMust(t, err)
 			defer ring.Close()
@@ -121,6 +122,7 @@ func TestRefusalIsLoggedTakesThePolicyAndLeavesTheBreakerClosed(t *testing.T) {
 func TestPermissionGrantedLaterIsUsedAtOnce(t *testing.T) {
 	s, _ := startRefusing(t)
 	lines := &sink{}
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), Config{
 		Shards:  []ShardConfig{{ID: "a", Primary: "redis://nocall:" + aclPassword + "@" + s.Addr()}},
 		HashKey: []byte("0123456789abcdef"), Logger: lines.logger(),
@@ -145,6 +147,7 @@ func TestPermissionGrantedLaterIsUsedAtOnce(t *testing.T) {
 func TestReadThatIsRefusedIsNotTakenForACorruptKey(t *testing.T) {
 	s, _ := startRefusing(t)
 	lines := &sink{}
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), Config{
 		Shards:  []ShardConfig{{ID: "a", Primary: "redis://noread:" + aclPassword + "@" + s.Addr()}},
 		HashKey: []byte("0123456789abcdef"), Logger: lines.logger(),

@@ -44,6 +44,7 @@ type request struct {
 
 	stage atomic.Uint32
 	fate  atomic.Uint32 // see settle.go
+	holds bool          // its key in the ledger; guarded by ledger.mu
 	refs  atomic.Int32
 	op    atomic.Pointer[operation]
 	done  chan struct{} // holds one value once answered, or given up
@@ -78,6 +79,7 @@ func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *r
 	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
 	r.next, r.link, r.group = nil, nil, group{}
 	r.fate.Store(fateOpen)
+	r.holds = false
 	r.op.Store(nil)
 	r.stage.Store(stageQueued)
 	r.refs.Store(2)

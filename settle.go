@@ -27,16 +27,17 @@ type owed struct {
 
 // takeOwed takes what the key owes and has not been told. It stays counted: whether the
 // shard learns of it is not known yet, and what a replica said before must not be dealt
-// out a second time.
+// out a second time. Of a log it is at most MaxLogCost units at a time, so that no debit
+// holds Redis for longer than a call may.
 func (s *localState) takeOwed(r *rule, now int64) (o owed) {
 	if r.algo == algoSlidingLog {
 		s.expire(r, now)
 		for i := range s.slices {
 			c := &s.slices[i]
-			if part := c.units - c.told; part > 0 {
+			if part := min(c.units-c.told, MaxLogCost-o.units); part > 0 {
 				o.slices = append(o.slices, localSlice{number: c.number, units: part})
 				o.units += part
-				c.told = c.units
+				c.told += part
 			}
 		}
 		return o
@@ -51,10 +52,20 @@ func (s *localState) takeOwed(r *rule, now int64) (o owed) {
 	return o
 }
 
-// confirmed drops what the shard knows of now. The share ends with it: the next one is
-// made of what a replica says then.
+// more says whether something is left to tell, as it is of a log that owed more than one
+// debit holds.
+func (s *localState) more() bool {
+	for i := range s.slices {
+		if s.slices[i].units > s.slices[i].told {
+			return true
+		}
+	}
+	return false
+}
+
+// confirmed drops what the shard knows of now. The share ends with it, unless more is to be
+// told: the next one is made of what a replica says then.
 func (s *localState) confirmed(now int64, o owed) {
-	s.seeded = false
 	if ns := rescale(o.ns, o.instances, s.instances); ns > 0 {
 		s.full -= min(ns, max(0, s.full-max(now, s.known)))
 		s.told = max(0, s.told-ns)
@@ -64,7 +75,9 @@ func (s *localState) confirmed(now int64, o owed) {
 		c.units -= units
 		c.told = max(0, c.told-units)
 		s.live -= units
+		s.seed.share = max(0, s.seed.share-units)
 	})
+	s.seeded = s.seeded && s.more()
 }
 
 // giveBack makes it owed again, when the shard certainly was not told.
@@ -142,7 +155,7 @@ func (s *shard) conclude(r *request, half uint32) {
 		now := s.ring.clock()
 		s.ring.local.find(r.hash, func(e *localEntry) { e.refund(r.rule, now, r.cost) })
 	}
-	if half != fateShared && s.ledger.unhold(r.hash) {
+	if half != fateShared && s.ledger.unhold(r) {
 		s.catchUp()
 	}
 }
@@ -174,20 +187,22 @@ func (g *ledger) conclude(r *request, half uint32) (other uint32) {
 	other = r.fate.Swap(half)
 	if d := g.keys[r.hash]; half == fateShared && other == fateOpen && d != nil {
 		d.held++
+		r.holds = true
 	}
 	return other
 }
 
-// unhold takes one hold off, and says whether a debit may go now.
-func (g *ledger) unhold(h keyHash) bool {
+// unhold takes the request's hold off, if it has one, and says whether a debit may go now.
+func (g *ledger) unhold(r *request) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	d := g.keys[h]
-	if d == nil {
+	d := g.keys[r.hash]
+	if d == nil || !r.holds {
 		return false
 	}
+	r.holds = false
 	if d.held = max(0, d.held-1); !d.owes && !d.telling && d.held == 0 {
-		delete(g.keys, h)
+		delete(g.keys, r.hash)
 		g.count.Store(int64(len(g.keys)))
 	}
 	return d.ready()
@@ -206,6 +221,23 @@ func (g *ledger) add(h keyHash, l *Limiter) {
 		g.keys[h] = d
 	}
 	d.of, d.owes = l, true
+	g.count.Store(int64(len(g.keys)))
+}
+
+// tidy looks at some keys, and drops those of which nothing is counted any more and which
+// therefore owe nothing.
+func (g *ledger) tidy(counted func(keyHash) bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	looked := 0
+	for h, d := range g.keys { // in random order
+		if !d.telling && d.held == 0 && !counted(h) {
+			delete(g.keys, h)
+		}
+		if looked++; looked >= 128 {
+			break
+		}
+	}
 	g.count.Store(int64(len(g.keys)))
 }
 
@@ -370,6 +402,11 @@ func (s *shard) settled(r *request, err error) {
 		s.ledger.add(r.hash, r.from)
 	default:
 		s.metrics.settleLost(r.owed.units)
+	}
+	more := false
+	s.ring.local.find(r.hash, func(e *localEntry) { more = e.more() })
+	if more {
+		s.ledger.add(r.hash, r.from)
 	}
 	if s.ledger.end(r.hash) && err == nil {
 		s.settleSoon() // what was admitted while the debit was on its way

@@ -33,6 +33,7 @@ func TestWhatSharesAdmittedIsSettledWithThePromotedReplica(t *testing.T) {
 			var limiters []*ringfence.Limiter
 			registry := prometheus.NewRegistry()
 			for i := range instances {
+				redistest.NoLeaks(t)
 				ring, err := ringfence.Open(t.Context(), ringfence.Config{
 					Shards:    []ringfence.ShardConfig{{ID: "a", Primary: primary.URL(), Replicas: []string{replica.URL()}}},
 					HashKey:   []byte("0123456789abcdef"),
@@ -125,7 +126,7 @@ func TestNoCallOvertakesTheDebitOfItsKey(t *testing.T) {
 			ring := open(t, ringfence.Config{
 				Shards:     []ringfence.ShardConfig{{ID: "a", Primary: "redis://" + far.Addr(), Replicas: []string{s.replica.URL()}}},
 				Registerer: registry, Policy: ringfence.PolicyClosed, Instances: 1,
-				Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,
+				Budget: 5 * time.Second, OperationTimeout: 5 * time.Second, NearCacheKeys: -1,
 			})
 			l := limiter(t, ring, limit)
 			admitted := 0

@@ -150,6 +150,7 @@ func tlsConfig(lines *sink, shard ShardConfig) Config {
 func admits(t *testing.T, c Config) *Limiter {
 	t.Helper()
 	c.Strict = true
+	redistest.NoLeaks(t)
 	ring, err := Open(t.Context(), c)
 	aclMust(t, err)
 	t.Cleanup(func() { ring.Close() })
@@ -272,6 +273,7 @@ func TestTLSThatFailsIsLoggedAndTakesTheLadder(t *testing.T) {
 				if dialer != "" {
 					config.Dialer = new(net.Dialer).DialContext
 				}
+				redistest.NoLeaks(t)
 				ring, err := Open(t.Context(), config)
 				aclMust(t, err)
 				defer ring.Close()
@@ -329,6 +331,7 @@ func TestHandshakeThatHangsIsBounded(t *testing.T) {
 			if own {
 				c.Dialer = new(net.Dialer).DialContext
 			}
+			redistest.NoLeaks(t)
 			ring, err := Open(t.Context(), c)
 			aclMust(t, err)
 			l, err := ring.Limiter("api", TokenBucket{Rate: 1, Per: time.Hour, Burst: 3})

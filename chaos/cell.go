@@ -111,7 +111,8 @@ func (c *cell) config(s ringfence.ShardConfig, instance string) ringfence.Config
 	return ringfence.Config{
 		Shards: []ringfence.ShardConfig{s}, HashKey: hashKey, Policy: c.failure,
 		Instances: processes, InstanceID: instance, Budget: budget,
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		NearCacheKeys: -1, // every answer is to be the primary's or the ladder's
+		Logger:        slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 }
 
