@@ -82,7 +82,7 @@ func TestAServerThatAnswersButTakesNoChargesIsAskedLittleAndUsedAgainSoon(t *tes
 				ended := make(chan error, 1)
 				go func() { ended <- s.Client().Do(t.Context(), "debug", "reload").Err() }()
 				return func(t *testing.T) {
-					<-ended // the time-out of this client is shorter
+					_ = <-ended // the time-out of this client is shorter
 					eventually(t, 30*time.Second, "all is loaded", func() bool { return s.Client().DBSize(t.Context()).Err() == nil })
 				}
 			},

@@ -319,24 +319,24 @@ func limitCases() (cases []ruleCase) {
 		cases = append(cases, ruleCase{"RingfenceDenyRatioAnomaly: " + name, "RingfenceDenyRatioAnomaly", 5, s, checks})
 	}
 	fires := causeSpec{alert: "RingfenceDenyRatioAnomaly", id: "limit"}.fires
-	since := func(at int, before, after float64) func(i int) float64 {
+	const begins = day + 20
+	since := func(before, after float64) func(i int) float64 {
 		return func(i int) float64 {
-			if i > at {
+			if i > begins {
 				return after
 			}
 			return before
 		}
 	}
-	const begins = day + 20
 	for _, before := range []float64{0, 0.3} {
 		border := 0.05 + 3*before
-		anomaly(fmt.Sprintf("just above, yesterday %.1f", before), begins+30, 10000, since(begins, before, border*1.01),
+		anomaly(fmt.Sprintf("just above, yesterday %.1f", before), begins+30, 10000, since(before, border*1.01),
 			fires(begins, false), fires(begins+4, false), fires(begins+7, true), fires(begins+29, true))
-		anomaly(fmt.Sprintf("just below, yesterday %.1f", before), begins+30, 10000, since(begins, before, border*0.99), fires(begins+29, false))
+		anomaly(fmt.Sprintf("just below, yesterday %.1f", before), begins+30, 10000, since(before, border*0.99), fires(begins+29, false))
 	}
 	anomaly("it is as yesterday", begins+30, 10000, same(0.3), fires(begins+29, false))
 	anomaly("there is no yesterday", day-20, 10000, same(0.9), fires(day-25, false))
-	anomaly("after a day it is usual", begins+day+30, 10000, since(begins, 0, 0.5), fires(begins+day-5, true), fires(begins+day+10, false))
+	anomaly("after a day it is usual", begins+day+30, 10000, since(0, 0.5), fires(begins+day-5, true), fires(begins+day+10, false))
 	anomaly("it was so in the night between", begins+30, 10000, func(i int) float64 {
 		if i > begins || i > day/2-10 && i < day/2+30 {
 			return 0.5
@@ -345,13 +345,13 @@ func limitCases() (cases []ruleCase) {
 	}, fires(begins+29, true))
 	for x, loud := range map[float64]bool{0.99: false, 1.01: true} {
 		// So few that fifty denials in the window decide, all that are made.
-		anomaly(fmt.Sprintf("%.2f of the least that counts", x), begins+30, 50*x/3, since(begins, 0, 1), fires(begins+29, loud))
+		anomaly(fmt.Sprintf("%.2f of the least that counts", x), begins+30, 50*x/3, since(0, 1), fires(begins+29, loud))
 	}
 	anomaly("no decisions", begins+30, 0, same(0.5), fires(begins+29, false))
 	// A restart of the process in between.
 	s := map[string]string{}
 	l := `ratelimiter_decisions_total{` + concerned.process() + `,limit="s0",outcome="`
-	part := since(begins, 0, 0.5)
+	part := since(0, 0.5)
 	s[l+`denied",source="primary"}`] = counter(begins+15, func(i int) float64 { return 1000 * part(i) }) + counter(30, same(500))
 	s[l+`allowed",source="primary"}`] = counter(begins+15, func(i int) float64 { return 1000 * (1 - part(i)) }) + counter(30, same(500))
 	cases = append(cases, ruleCase{"RingfenceDenyRatioAnomaly: a restart", "RingfenceDenyRatioAnomaly", 5, s,
@@ -367,8 +367,8 @@ func limitCases() (cases []ruleCase) {
 			})
 		}
 		l := `ratelimiter_decisions_total{` + concerned.process() + `,limit="s0",outcome="`
-		s[l+`denied",source="primary"}`] = total(since(begins, 0, 0.055))
-		s[l+`allowed",source="primary"}`] = total(since(begins, 1, 0.945))
+		s[l+`denied",source="primary"}`] = total(since(0, 0.055))
+		s[l+`allowed",source="primary"}`] = total(since(1, 0.945))
 		var checks []ruleCheck
 		for i := 18; i < 30; i++ {
 			checks = append(checks, fires(begins+i, true))

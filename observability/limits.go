@@ -42,7 +42,7 @@ func Limits() (classic, error) {
 	l.row("Who decides")
 	l.add(l.lines(panel{
 		title: "Decisions by limit and source", w: 12, h: 8, unit: "ops", noData: "no decisions",
-		about:   "Decisions a second by who made them. Only primary is exact; lease: out of what the shard handed over before; cache: known to be denied without asking.",
+		about:   "Decisions a second by who made them. Only primary is exact; cache repeats a denial of the primary for as long as it holds, without asking.",
 		queries: []query{{perSecond("limit, source", decided) + " > 0", "{{limit}} {{source}}"}},
 	}).Min(0).LineWidth(0).FillOpacity(70).Stacking(stacked()))
 	l.plot(panel{
@@ -54,10 +54,10 @@ func Limits() (classic, error) {
 		},
 	})
 
-	l.row("Leases and near cache")
+	l.row("Near cache")
 	l.plot(panel{
-		title: "Near cache", w: 8, h: 8, unit: "short", noData: "no near cache",
-		about: "Keys known to be denied, and how many decisions a second that knowledge made without asking the shard.",
+		title: "Near cache", w: 24, h: 8, unit: "short", noData: "no near cache",
+		about: "Denials of the primary that are repeated as long as they hold, and how many decisions a second they made without asking the shard.",
 		queries: []query{
 			{`sum by (limit) (ratelimiter_near_cache_entries{` + ofLimits + `})`, "{{limit}} keys"},
 			{perSecond("limit", `ratelimiter_near_cache_hits_total{`+ofLimits+`}`), "{{limit}} hits a second"},
