@@ -54,7 +54,7 @@ func Limits() (classic, error) {
 		},
 	})
 
-	l.row("Near cache")
+	l.row("Repeated denials")
 	l.plot(panel{
 		title: "Near cache", w: 24, h: 8, unit: "short", noData: "no near cache",
 		about: "Denials of the primary that are repeated as long as they hold, and how many decisions a second they made without asking the shard.",
