@@ -82,13 +82,13 @@ func (l *Limiter) fallBackMany(ctx context.Context, reqs []Request, entries []ma
 		if e.cause == CauseNone {
 			continue
 		}
-		out[i] = l.fallBackOne(ctx, e, looks[i].req, reqs[i].Cost, deadline)
+		out[i] = l.fallBackOne(ctx, e, looks[i].req, reqs[i].Cost)
 		e.shard.part(e.left, &out[i])
 	}
 }
 
 // fallBackOne decides one entry, with the help of what a replica was asked, if it was.
-func (l *Limiter) fallBackOne(ctx context.Context, e *manyEntry, look *request, cost, deadline int64) Decision {
+func (l *Limiter) fallBackOne(ctx context.Context, e *manyEntry, look *request, cost int64) Decision {
 	s := e.shard
 	var said *state
 	if look != nil {

@@ -119,7 +119,8 @@ func (load *rawLoad) run(b *testing.B, turn time.Duration) time.Duration {
 				_, err := w.conn.Write(load.frames[rand.IntN(len(load.frames))])
 				return err == nil
 			}
-			ok := send() && send()
+			ok := send()
+			ok = send() && ok
 			for under := 2; ok && under > 0; under-- {
 				if ok = load.readOne(w) == nil; !ok {
 					break

@@ -319,7 +319,7 @@ func limitCases() (cases []ruleCase) {
 		cases = append(cases, ruleCase{"RingfenceDenyRatioAnomaly: " + name, "RingfenceDenyRatioAnomaly", 5, s, checks})
 	}
 	fires := causeSpec{alert: "RingfenceDenyRatioAnomaly", id: "limit"}.fires
-	since := func(at int, before, after float64) func(i int) float64 {
+	since := func(at int, before, after float64) func(i int) float64 { //nolint:unparam // where it begins is part of what a case says
 		return func(i int) float64 {
 			if i > at {
 				return after

@@ -19,7 +19,7 @@ func api(t testing.TB) map[string]bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, p := range packages { //nolint:staticcheck // as above
+	for name, p := range packages {
 		if name != "ringfence" {
 			continue
 		}

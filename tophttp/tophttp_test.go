@@ -91,7 +91,7 @@ func asked(t *testing.T, h http.Handler, query string) answer {
 		t.Fatalf("%s: %d, %s", query, r.Code, r.Header().Get("Content-Type"))
 	}
 	var a answer
-	if err := json.Unmarshal([]byte(r.Body.String()), &a); err != nil {
+	if err := json.Unmarshal(r.Body.Bytes(), &a); err != nil {
 		t.Fatal(err)
 	}
 	return a
