@@ -82,8 +82,8 @@ func TestAServerThatAnswersButTakesNoChargesIsAskedLittleAndUsedAgainSoon(t *tes
 				ended := make(chan error, 1)
 				go func() { ended <- s.Client().Do(t.Context(), "debug", "reload").Err() }()
 				return func(t *testing.T) {
-					if err := <-ended; err != nil {
-						t.Logf("real redis-server: DEBUG RELOAD: %v: the client's time-out is shorter", err)
+					if err := <-ended; err != nil { // the time-out of this client is shorter
+						t.Logf("reload: %v", err)
 					}
 					eventually(t, 30*time.Second, "all is loaded", func() bool { return s.Client().DBSize(t.Context()).Err() == nil })
 				}

@@ -19,8 +19,8 @@ const (
 	SourceLocal
 	// SourcePolicy: nobody knew; [PolicyOpen] admitted or [PolicyClosed] denied.
 	SourcePolicy
-	// SourceLease: this process, out of quota it had taken from the primary
-	// beforehand ([WithLease]).
+	// SourceLease is kept for quota that is taken from the primary beforehand; nothing
+	// gives it yet.
 	SourceLease
 	// SourceCache: this process, which had been told by the primary that such a call
 	// is denied for longer than this ([WithNearCache]). It denies what the primary

@@ -120,7 +120,7 @@ func (load *rawLoad) run(b *testing.B, turn time.Duration) time.Duration {
 				return err == nil
 			}
 			ok := send()
-			ok = ok && send()
+			ok = send() && ok
 			for under := 2; ok && under > 0; under-- {
 				if ok = load.readOne(w) == nil; !ok {
 					break

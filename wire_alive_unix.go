@@ -30,7 +30,7 @@ func alive(conn net.Conn) bool {
 		var b [1]byte
 		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		switch {
-		case err == syscall.EAGAIN || err == syscall.EWOULDBLOCK || err == syscall.EINTR: // bare numbers, never wrapped
+		case err == syscall.EAGAIN || err == syscall.EWOULDBLOCK || err == syscall.EINTR:
 			fit = true
 		case err != nil || n == 0: // broken, or closed by the server
 		default:
