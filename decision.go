@@ -91,8 +91,8 @@ type Decision struct {
 	// calls, rounded up to a microsecond; 0 when unknown. Here 1.85 s: 18.5
 	// tokens are missing.
 	ResetAfter time.Duration
-	// Source says who answered. SourcePrimary is exact, and so is SourceCache while
-	// nobody gives quota back by hand ([Limiter.Reset]).
+	// Source says who answered. SourcePrimary is exact, and so is SourceCache but for what
+	// [WithNearCache] names.
 	Source Source
 	// Shard is the id of the shard that owns the key.
 	Shard string
@@ -100,7 +100,8 @@ type Decision struct {
 	// from a policy or a local count, which rest on none. Out of a share it is how long
 	// ago the replica was asked, and by how long that lagged behind its primary then: a
 	// replica that had last heard of its primary 1 s before it was asked, 2 s ago, makes
-	// it 3 s. A replica says its lag in whole seconds, at check-ups and probes.
+	// it 3 s. A replica says its lag in whole seconds, at check-ups and probes. Of a denial
+	// that is repeated it is how long ago the call began that the primary denied.
 	Age time.Duration
 	// Cause says why the primary did not answer; CauseNone when it did.
 	Cause Cause

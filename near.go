@@ -214,7 +214,7 @@ func (l *Limiter) near(s *shard, h keyHash, cost, now int64) (d Decision, ok boo
 		return d, false
 	}
 	d = known.decision(cost, now)
-	d.Source, d.Shard = SourceCache, s.id
+	d.Source, d.Shard, d.Age = SourceCache, s.id, roundUp(now-known.asked)
 	l.metrics.nearHit()
 	return d, true
 }

@@ -489,7 +489,7 @@ func (c *cell) checkTimes(p *performance, took []time.Duration) {
 	if most := p.allowance(mostRecovery(f.comeback, p.outage)); c.recovery > most && (f.comeback == 0 || !p.plan.busy) {
 		c.problem("the primary decides again after %s, want %s", c.recovery.Round(time.Millisecond), most)
 	}
-	if most := p.allowance(afterTakeover(c.tookOver)); c.tookOver > 0 && c.recovery-c.tookOver > most {
+	if most := p.allowance(afterTakeover(c.tookOver, p.plan.busy)); c.tookOver > 0 && c.recovery-c.tookOver > most {
 		c.problem("the primary decides again %s after a server has taken over, want %s", (c.recovery - c.tookOver).Round(time.Millisecond), most)
 	}
 	if most := 2*operationTimeout + slack(p.late, p.plan.busy); f.atOpen && p.opening > most {
