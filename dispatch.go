@@ -423,6 +423,17 @@ func (d *dispatcher) fits(s *slot, r *request, weight int64) bool {
 	return joins || len(s.batch) < d.maxBatch
 }
 
+// queued says whether a request is there for whoever takes a slot. Those that slots hold
+// are not: they go with their slot, and waiting for them here would be going in circles.
+func (d *dispatcher) queued() bool {
+	if d.queue.top.Load() != nil {
+		return true
+	}
+	d.taking.Lock()
+	defer d.taking.Unlock()
+	return d.queue.head != nil // the alarm has turned the queue
+}
+
 // serve carries one batch after another until nothing is waiting.
 func (d *dispatcher) serve(s *slot) {
 	for {
@@ -443,7 +454,7 @@ func (d *dispatcher) serve(s *slot) {
 			continue
 		}
 		d.free(s)
-		if d.waiting.Load() == 0 {
+		if !d.queued() {
 			return
 		}
 		// Somebody came before the slot was free, and relies on it.
@@ -511,7 +522,7 @@ func (d *dispatcher) next(s *slot) {
 		return
 	}
 	d.free(s)
-	if d.waiting.Load() > 0 {
+	if d.queued() {
 		d.kick()
 	}
 }
