@@ -355,7 +355,7 @@ func (n *clusterNode) charge(ctx context.Context, reqs []*request) error {
 	}
 	// A cluster that is down refuses keys only, so the probe has one of a slot of the
 	// shard, asks for nothing and leaves nothing there.
-	r := newRequest(opCharge, probeRule(), keyHash{}, n.of.ring.space, 1)
+	r := n.of.ring.newRequest(opCharge, probeRule(), keyHash{}, 1)
 	defer func() { r.release(); r.release() }()
 	r.name, r.count = n.of.ring.space.tagged(r.name[:0], slotKey(slot)), 0
 	return n.run(ctx, "evalsha", "eval", n.scripts.charge, []*request{r})

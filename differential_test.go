@@ -191,7 +191,7 @@ func (n nodeTarget) run(ctx context.Context, look bool, calls []diffCall) (int64
 	}
 	reqs := make([]*request, len(calls))
 	for i, c := range calls {
-		r := newRequest(opCharge, c.limit.rule, keyHash{}, keySpace{}, c.cost)
+		r := freshRequest().begin(opCharge, c.limit.rule, keyHash{}, keySpace{}, c.cost)
 		r.name = append(r.name[:0], c.key.name...)
 		reqs[i] = r
 		defer func() { r.release(); r.release() }()
@@ -393,6 +393,7 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 	}
 	wall := d.server.wall(now)
 	seen := map[*diffKey]bool{}
+	renewed := map[*diffKey]int64{} // the time to live that its last call needs
 	for i, c := range calls {
 		k := c.key
 		if k.expires && wall > k.deadline {
@@ -409,6 +410,10 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 			want, ttl, tr = k.charge(c.limit, now, m)
 			if ttl > 0 && (tr.Afresh || d.server.left(k.deadline, wall) < ttl) {
 				k.expires, k.deadline = true, d.server.deadline(wall, ttl+model.SpareMillis)
+				renewed[k] = ttl
+			}
+			if _, ok := renewed[k]; ok && ttl > 0 {
+				renewed[k] = max(renewed[k], ttl)
 			}
 		}
 		if look && want.Granted > 0 {
@@ -420,6 +425,11 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		seen[k] = true
 		if out[i].status != statusDecided || out[i].Answer != want {
 			return nil, d.differs(k, "entry %d of %d: status %d, got %+v, want %+v", i+1, len(calls), out[i].status, out[i].Answer, want)
+		}
+	}
+	if d.public && !d.server.embedded && d.server.now != 0 {
+		if err := d.adopt(ctx, renewed, wall); err != nil {
+			return nil, err
 		}
 	}
 	if len(calls) > 1 {
@@ -931,6 +941,24 @@ func (d *differential) wait(ctx context.Context, c diffCall) error {
 		d.stats.waits++
 		return nil
 	}
+}
+
+// adopt takes over when keys expire whose calls may have shared an entry: the script renews
+// a time to live once an entry, for what the last of its calls needs, and the referee once
+// a call, for what the first needs. Anything outside of these two is a mistake.
+func (d *differential) adopt(ctx context.Context, renewed map[*diffKey]int64, wall int64) error {
+	for k, needs := range renewed {
+		ttl, err := d.server.client.PTTL(ctx, k.name).Result()
+		if err != nil {
+			return err
+		}
+		is, most := wall+ttl.Milliseconds(), d.server.deadline(wall, needs+model.SpareMillis)
+		if is < k.deadline || is > most {
+			return d.differs(k, "it expires in %s, want %dms to %dms", ttl, k.deadline-wall, most-wall)
+		}
+		k.deadline = is
+	}
+	return nil
 }
 
 // settle compares what the server holds with what the referee does.

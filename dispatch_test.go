@@ -29,10 +29,6 @@ type dispatchBench struct {
 
 func newDispatchBench(t *testing.T, c dispatchConfig) *dispatchBench {
 	t.Helper()
-	// Timers and channels of a bubble must not get out of it by way of the pool.
-	outside := requestPool
-	requestPool = newRequestPool()
-	t.Cleanup(func() { requestPool = outside })
 	if c.timeout == 0 {
 		c.timeout = 250 * time.Millisecond
 	}
@@ -77,7 +73,7 @@ func newDispatchBench(t *testing.T, c dispatchConfig) *dispatchBench {
 }
 
 func (b *dispatchBench) request(kind opKind, cost int64) *request {
-	return newRequest(kind, b.rule, keyHash{uint64(cost), 0}, newKeySpace("rf"), cost)
+	return freshRequest().begin(kind, b.rule, keyHash{uint64(cost), 0}, newKeySpace("rf"), cost)
 }
 
 // call makes one call with a budget; it returns what the caller hears.

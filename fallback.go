@@ -71,7 +71,7 @@ func (l *Limiter) fallBackMany(ctx context.Context, reqs []Request, entries []ma
 		if !ask || !e.shard.replicas.closed.Load() || e.shard.shared(e.hash) {
 			continue
 		}
-		looks[i] = manyEntry{hash: e.hash, shard: e.shard, req: newRequest(opLook, l.rule, e.hash, l.ring.space, reqs[i].Cost)}
+		looks[i] = manyEntry{hash: e.hash, shard: e.shard, req: l.ring.newRequest(opLook, l.rule, e.hash, reqs[i].Cost)}
 		asked = true
 	}
 	if asked {
@@ -128,7 +128,7 @@ func (s *shard) fromShare(ctx context.Context, l *Limiter, h keyHash, cost, dead
 	if !s.replicas.closed.Load() || s.ring.clock() >= deadline {
 		return d, 0, false
 	}
-	r := newRequest(opLook, l.rule, h, s.ring.space, cost)
+	r := l.ring.newRequest(opLook, l.rule, h, cost)
 	if err := s.looks.send(r, deadline); err != nil {
 		r.release()
 		r.release()

@@ -48,7 +48,7 @@ func TestCallsOfOneCostInARowAreOneEntryAndNoOrderIsChanged(t *testing.T) {
 			g.reset()
 			var batch []*request
 			for call := range strings.FieldsSeq(c.calls) {
-				r := newRequest(c.kind, rl, keyHash{uint64(call[0] - '0'), 3}, newKeySpace("rf"), int64(call[2]-'0'))
+				r := freshRequest().begin(c.kind, rl, keyHash{uint64(call[0] - '0'), 3}, newKeySpace("rf"), int64(call[2]-'0'))
 				if strings.Contains(call, "+") {
 					r.debit = "1"
 				}

@@ -391,7 +391,7 @@ func TestARepliesErrorsAreWhatTheyAreAndBreakWhatTheyMust(t *testing.T) {
 			n, err := newLeanNode("redis://"+addr, nodeConfig{timeout: time.Second, poolSize: 1, loaded: func() {}}, false)
 			aclMust(t, err)
 			defer n.close()
-			r := newRequest(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{1, 2}, newKeySpace("rf"), 1)
+			r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{1, 2}, newKeySpace("rf"), 1)
 			within := 10 * time.Second
 			if c.want == typeTimeout {
 				within = 100 * time.Millisecond
@@ -464,7 +464,7 @@ func TestNoScriptRunsLongerThanItMay(t *testing.T) {
 			least, carried := time.Hour, ""
 			for range 8 {
 				for i := range c.calls {
-					aclMust(t, d.post(newRequest(opCharge, c.rule, keyHash{uint64(which), uint64(i) % c.keys}, newKeySpace("rf"), c.cost), 1<<62))
+					aclMust(t, d.post(freshRequest().begin(opCharge, c.rule, keyHash{uint64(which), uint64(i) % c.keys}, newKeySpace("rf"), c.cost), 1<<62))
 				}
 				slot := &d.slots[0]
 				d.gather(slot, nil)

@@ -96,7 +96,7 @@ func newRawLoad(b *testing.B, addr string, l *Limiter, keys []string) *rawLoad {
 		var reqs []*request
 		for range rawBatch {
 			h := l.keys.hash(keys[rand.IntN(len(keys))])
-			reqs = append(reqs, newRequest(opCharge, l.rule, h, l.ring.space, 1))
+			reqs = append(reqs, l.ring.newRequest(opCharge, l.rule, h, 1))
 		}
 		frame, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, reqs, nil)
 		load.frames = append(load.frames, frame)

@@ -146,7 +146,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	if !s.breaker.closed.Load() {
 		return fmt.Errorf("%w: shard %s: its circuit breaker is open", ErrUnavailable, s.id)
 	}
-	r := newRequest(opReset, l.rule, h, l.ring.space, 1)
+	r := l.ring.newRequest(opReset, l.rule, h, 1)
 	if err := s.charges.send(r, deadline); err != nil {
 		r.release()
 		r.release()
@@ -227,7 +227,7 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 	if !s.breaker.closed.Load() {
 		return d, CauseBreaker, nil, nil
 	}
-	r := newRequest(kind, l.rule, h, l.ring.space, cost)
+	r := l.ring.newRequest(kind, l.rule, h, cost)
 	if s.owing() {
 		if d, ok := s.untold(l, r); ok {
 			r.release()
@@ -501,7 +501,7 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 		if out[i], known = l.near(e.shard, e.hash, q.Cost, start); known {
 			continue
 		}
-		e.req = newRequest(opCharge, l.rule, e.hash, l.ring.space, q.Cost)
+		e.req = l.ring.newRequest(opCharge, l.rule, e.hash, q.Cost)
 		if e.shard.owing() {
 			if d, ok := e.shard.untold(l, e.req); ok {
 				e.req.release()

@@ -26,6 +26,7 @@ type Ring struct {
 	table       *hashRing
 	members     []member
 	space       keySpace
+	requests    *sync.Pool // of *request
 	hashKey     [16]byte
 	instance    keyer
 	fingerprint string
@@ -108,7 +109,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 		c.Rand = rand.Uint64
 	}
 	r := &Ring{
-		config: c, space: newKeySpace(c.Prefix),
+		config: c, space: newKeySpace(c.Prefix), requests: newRequestPool(),
 		local: newLocalTable(c.MaxLocalKeys), near: newNearCache(c.NearCacheKeys), limiters: map[string]*Limiter{},
 		log: newEvents(c.Logger, c.Now), began: c.Now(), steady: steady, hashKey: publishedHashKey,
 		calls: callGate{idle: make(chan struct{})},

@@ -50,6 +50,7 @@ type request struct {
 	done  chan struct{} // holds one value once answered, or given up
 	next  *request      // the following one of the same AllowMany
 	link  *request      // the following one in the queue
+	home  *sync.Pool    // where it goes in the end
 	group               // of an entry, in the first of its requests
 }
 
@@ -65,14 +66,21 @@ const (
 // MarshalBinary is how go-redis writes the key without a copy.
 func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
 
-var requestPool = newRequestPool()
+// newRequestPool makes the pool of one ring. It is not one for all rings: the channels of
+// requests belong to the testing/synctest bubble they were made in.
+func newRequestPool() *sync.Pool { return &sync.Pool{New: func() any { return freshRequest() }} }
 
-func newRequestPool() *sync.Pool {
-	return &sync.Pool{New: func() any { return &request{done: make(chan struct{}, 1)} }}
+func freshRequest() *request { return &request{done: make(chan struct{}, 1)} }
+
+// newRequest is a request out of the ring's pool, held by two.
+func (r *Ring) newRequest(kind opKind, rl *rule, h keyHash, cost int64) *request {
+	q := r.requests.Get().(*request)
+	q.home = r.requests
+	return q.begin(kind, rl, h, r.space, cost)
 }
 
-func newRequest(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
-	r := requestPool.Get().(*request)
+// begin makes a request ready for use.
+func (r *request) begin(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
 	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
 	r.name = space.append(r.name[:0], h)
 	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
@@ -94,7 +102,9 @@ func (r *request) release() {
 	case <-r.done:
 	default:
 	}
-	requestPool.Put(r)
+	if r.home != nil {
+		r.home.Put(r)
+	}
 }
 
 // answer hands the request to the caller, if there is one. late is true when the caller

@@ -16,7 +16,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	space := newKeySpace("rf")
 	var reqs []*request
 	for i, rl := range []*rule{bucket, bucket, log, bucket, log} {
-		r := newRequest(opCharge, rl, keyHash{uint64(i), 7}, space, int64(1+1200*i))
+		r := freshRequest().begin(opCharge, rl, keyHash{uint64(i), 7}, space, int64(1+1200*i))
 		reqs = append(reqs, r)
 	}
 	reqs[1].count, reqs[2].debit, reqs[3].count = 4711, "3@17,1@2", 0

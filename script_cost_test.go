@@ -56,7 +56,7 @@ func BenchmarkScriptCost(b *testing.B) {
 				call := func(cost int64, want bool) {
 					for i := range reqs {
 						key = (key + 1) % k.keys
-						reqs[i] = newRequest(opCharge, rl, keyHash{uint64(key), uint64(key) * 0x9e3779b97f4a7c15}, space, cost)
+						reqs[i] = freshRequest().begin(opCharge, rl, keyHash{uint64(key), uint64(key) * 0x9e3779b97f4a7c15}, space, cost)
 					}
 					if err := n.charge(ctx, reqs); err != nil {
 						b.Fatal(err)

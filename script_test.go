@@ -92,7 +92,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 	if limitArgs != 8 || entryArgs != 4 || replyEntries != 5 || replyHead != 1 {
 		t.Error("the sizes differ from the header of frame.lua")
 	}
-	r := newRequest(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
+	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
 	args, limits := appendArgs(nil, []*request{r, r}, nil)
 	if len(limits) != 1 || len(args) != 1+2+1+limitArgs+2*entryArgs {
 		t.Errorf("%d arguments, %d limits", len(args), len(limits))

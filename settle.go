@@ -449,7 +449,7 @@ func (s *shard) settleSome() bool {
 	some := s.ledger.some(s.ring.config.MaxBatch)
 	ok := len(some) > 0
 	for h, l := range some {
-		r := newRequest(opCharge, l.rule, h, s.ring.space, 1)
+		r := s.ring.newRequest(opCharge, l.rule, h, 1)
 		r.count = 0
 		s.attach(r, l)
 		if r.debit == "" {

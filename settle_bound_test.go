@@ -79,7 +79,7 @@ func TestAnEntryHasTheErrorOfItsOwnSlot(t *testing.T) {
 	d.told = func(r *request, err error) { told[r] = err }
 	d.lost = func(*request, error, bool) {}
 	down := errors.New("CLUSTERDOWN The cluster is down")
-	a, b := newRequest(opCharge, nil, keyHash{lo: 1}, keySpace{}, 1), newRequest(opCharge, nil, keyHash{lo: 2}, keySpace{}, 1)
+	a, b := freshRequest().begin(opCharge, nil, keyHash{lo: 1}, keySpace{}, 1), freshRequest().begin(opCharge, nil, keyHash{lo: 2}, keySpace{}, 1)
 	s := &d.slots[0]
 	s.forming.reset()
 	for _, r := range []*request{a, b} {
