@@ -232,7 +232,7 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 		args = append(args, c.limit.rule.args[:]...)
 	}
 	for i, c := range calls {
-		args = append(args, i+1, c.cost, c.count, debitArg(c))
+		args = append(args, 1, i+1, c.cost, c.count, debitArg(c))
 	}
 	reply, err := n.node.client.Do(ctx, args...).Int64Slice()
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
@@ -408,7 +408,7 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		} else {
 			var ttl int64
 			want, ttl, tr = k.charge(c.limit, now, m)
-			if ttl > 0 && (tr.Afresh || d.server.left(k.deadline, wall) < ttl) {
+			if ttl > 0 && tr.Renewed {
 				k.expires, k.deadline = true, d.server.deadline(wall, ttl+model.SpareMillis)
 				renewed[k] = ttl
 			}

@@ -63,7 +63,11 @@ func appendNumber(b []byte, v int64) []byte {
 // appendScriptCall appends one script call: EVALSHA and its like with a digest, or EVAL
 // with the text. limits is scratch space for the table of limits.
 func appendScriptCall(b []byte, command, script string, reqs []*request, limits []*rule) ([]byte, []*rule) {
+	runs := 0
 	for i, r := range reqs {
+		if i == 0 || !r.likes(reqs[i-1]) {
+			runs++
+		}
 		if i > 0 && r.rule == reqs[i-1].rule { // most batches are of one limiter
 			r.limit = reqs[i-1].limit
 			continue
@@ -80,7 +84,7 @@ func appendScriptCall(b []byte, command, script string, reqs []*request, limits 
 			limits = append(limits, r.rule)
 		}
 	}
-	b = appendCount(b, 4+len(reqs)*(1+entryArgs)+len(limits)*limitArgs)
+	b = appendCount(b, 4+len(reqs)+len(limits)*limitArgs+runs*runArgs)
 	b = appendBulk(b, command)
 	b = appendBulk(b, script)
 	b = appendNumber(b, int64(len(reqs)))
@@ -91,7 +95,10 @@ func appendScriptCall(b []byte, command, script string, reqs []*request, limits 
 	for _, l := range limits {
 		b = append(b, l.words...)
 	}
-	for _, r := range reqs {
+	for len(reqs) > 0 {
+		r, n := reqs[0], runOf(reqs)
+		reqs = reqs[n:]
+		b = appendNumber(b, int64(n))
 		b = appendNumber(b, int64(r.limit+1))
 		b = appendNumber(b, r.cost)
 		b = appendNumber(b, r.count)

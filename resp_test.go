@@ -34,7 +34,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	if string(got) != string(want) || len(limits) != 2 {
 		t.Errorf("%q\nwant\n%q", got, want)
 	}
-	if head := "*45\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
+	if head := "*50\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
 		t.Errorf("it begins with %q, want %q", got[:len(head)], head)
 	}
 	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].name), reqs[0].name); got != want {

@@ -25,7 +25,7 @@ var frameLua string
 // The arguments of the scripts; scripts/frame.lua is the description.
 const (
 	limitArgs    = 8 // values a limit has in the table
-	entryArgs    = 4 // values an entry has
+	runArgs      = 5 // values a run of entries has that ask for the same
 	replyHead    = 1 // the server's now
 	replyEntries = 5 // values an entry has in the reply
 )
@@ -138,14 +138,30 @@ func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
 	for _, l := range limits {
 		args = append(args, l.args[:]...)
 	}
-	for _, r := range reqs {
+	for len(reqs) > 0 {
+		r, n := reqs[0], runOf(reqs)
+		reqs = reqs[n:]
 		debit := smallNumbers[0]
 		if r.debit != "" {
 			debit = r.debit
 		}
-		args = append(args, numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), debit)
+		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), debit)
 	}
 	return args, limits
+}
+
+// likes says whether two entries ask for the same, each of its own key.
+func (r *request) likes(o *request) bool {
+	return r.rule == o.rule && r.cost == o.cost && r.count == o.count && r.debit == o.debit
+}
+
+// runOf is how many of the entries, from the first on, ask for the same.
+func runOf(reqs []*request) int {
+	n := 1
+	for n < len(reqs) && reqs[n].likes(reqs[0]) {
+		n++
+	}
+	return n
 }
 
 var errProtocol = errors.New("ringfence: the reply is not one of these scripts'")

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "54324fc6d0a2db982df79d608e5cb78f50bc60c6"},
-		{"look on Redis", redisScripts.look, "082c13cc9e50cfc1b79d4b312c7aafd5b900e729"},
-		{"charge, plain", plainScripts.charge, "8ec46feecb2e818f1b2c2c0c1d7cc3dce37a7497"},
-		{"look, plain", plainScripts.look, "113b22993ceda79565ba503b52eee56da3c989dd"},
+		{"charge on Redis", redisScripts.charge, "7ed7d1ab9b4b236807670b229c38664e20d04cda"},
+		{"look on Redis", redisScripts.look, "a8f1797be1464c1d8ebe34b22a18fe0ce2b2ae80"},
+		{"charge, plain", plainScripts.charge, "90d0fe583ffbe386299a10e727d098b20728a3f3"},
+		{"look, plain", plainScripts.look, "cc3e264219da6f2285aa660eb00dc7010a1321b3"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {
@@ -76,7 +76,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		file, text string
 		says       []string
 	}{
-		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "limit ", "cost ", "count ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
+		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
 		{"token_bucket.lua", tokenBucketLua, []string{"Limit: n, pq, pr, bq, br, burst", "unit", "Precondition", "State", "d ", "r ", "t ", "u ", "Reply: ", "TTL"}},
 		{"sliding_log.lua", slidingLogLua, []string{"Limit: limit", "window us", "State: ", "Reply: ", "b = us", "c = us", "TTL"}},
 		{"instances.lua", instancesLua, []string{"KEYS[1]", "ARGV[1]", "ARGV[2]", "ARGV[3]", "Reply"}},
@@ -89,15 +89,16 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		}
 	}
 	// The numbers in the header are those of the code.
-	if limitArgs != 8 || entryArgs != 4 || replyEntries != 5 || replyHead != 1 {
+	if limitArgs != 8 || runArgs != 5 || replyEntries != 5 || replyHead != 1 {
 		t.Error("the sizes differ from the header of frame.lua")
 	}
 	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
-	args, limits := appendArgs(nil, []*request{r, r}, nil)
-	if len(limits) != 1 || len(args) != 1+2+1+limitArgs+2*entryArgs {
+	other := freshRequest().begin(opCharge, r.rule, keyHash{}, newKeySpace("rf"), 2)
+	args, limits := appendArgs(nil, []*request{r, r, other}, nil)
+	if len(limits) != 1 || len(args) != 1+3+1+limitArgs+2*runArgs {
 		t.Errorf("%d arguments, %d limits", len(args), len(limits))
 	}
-	want := []any{"2", r, r, "1", "2", "5", "1000000", "0", "0", "0", "0", "0", "1", "3", "1", "0", "1", "3", "1", "0"}
+	want := []any{"3", r, r, other, "1", "2", "5", "1000000", "0", "0", "0", "0", "0", "2", "1", "3", "1", "0", "1", "1", "2", "1", "0"}
 	if !slices.Equal(args, want) {
 		t.Errorf("arguments %v, want %v", args, want)
 	}

@@ -14,7 +14,9 @@
 -- ARGV[2 .. 1 + 8m]   the limits, 8 values each, the first saying which algorithm:
 --   1 token bucket   1, n, pq, pr, bq, br, burst, unit        see token_bucket.lua
 --   2 sliding log    2, limit, window us, 0, 0, 0, 0, 0       see sliding_log.lua
--- ARGV[2 + 8m ..]   the entries, 4 values each, in the order of KEYS:
+-- ARGV[2 + 8m ..]   the entries, in runs of neighbours that ask for the same, 5 values a
+-- run, in the order of KEYS:
+--   run     how many entries it is, at least 1; together as many as KEYS
 --   limit   which limit of the table, from 1
 --   cost    units each caller asks for, 1 to the limit's highest cost
 --   count   how many callers ask for it, first come first served; 0: none, the entry
@@ -48,19 +50,21 @@ end
 local function run(bucket, log)
   local keys, args = KEYS, ARGV
   local reply, out = { now }, 1
-  for i = 1, #keys do
-    local limit, cost, count = limits[number(args[at])], args[at + 1], args[at + 2]
-    local decide = limit[1] == '1' and bucket or log
-    -- Most callers ask for one unit, and comparing is cheaper than converting.
-    local status, granted, a, b, c = decide(keys[i], limit,
-      cost == '1' and 1 or number(cost), count == '1' and 1 or number(count), args[at + 3])
-    at = at + 4
-    reply[out + 1] = status
-    reply[out + 2] = granted or 0
-    reply[out + 3] = a or 0
-    reply[out + 4] = b or 0
-    reply[out + 5] = c or 0
-    out = out + 5
+  local i, n = 1, #keys
+  while i <= n do
+    local limit, cost, count, debit = limits[number(args[at + 1])], number(args[at + 2]), number(args[at + 3]), args[at + 4]
+    local decide, last = limit[1] == '1' and bucket or log, i + number(args[at]) - 1
+    at = at + 5
+    for e = i, last do
+      local status, granted, a, b, c = decide(keys[e], limit, cost, count, debit)
+      reply[out + 1] = status
+      reply[out + 2] = granted or 0
+      reply[out + 3] = a or 0
+      reply[out + 4] = b or 0
+      reply[out + 5] = c or 0
+      out = out + 5
+    end
+    i = last + 1
   end
   return reply
 end

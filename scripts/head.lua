@@ -1,7 +1,7 @@
 -- head.lua: what the other files share. Names are local because every access to a global
 -- is a look-up in a table.
 
-local call, number = redis.call, tonumber
+local call, pcall, number = redis.call, redis.pcall, tonumber
 local floor, format = math.floor, string.format
 
 -- Time is this server's own, read once. now is us since 1970, now_text the same as text:
@@ -12,13 +12,13 @@ local now_text = format('%d', now)
 
 --@look
 --@charge
--- Gives the key a time to live of at least so many ms. Changing it is dear, and a key
--- that lives for milliseconds is dearer still, because Redis searches for keys that have
--- expired: so it gets a minute more, and is left alone while that lasts. anew: whatever
--- it has.
-local spare_ms = 60000
-local function keep(key, ms, anew)
-  if anew or call('PTTL', key) < ms then
-    call('PEXPIRE', key, ms + spare_ms)
-  end
+-- A key is needed until some instant, its end, and rising calls put that off. Changing a
+-- time to live is dear, and a key that lives for milliseconds is dearer still, because
+-- Redis searches for keys that have expired. So a key lives for at least as long as any
+-- end in the same minute of its clock would need: it gets another time to live when its
+-- end passes into another minute, and a minute to spare each time.
+local minute_us, minute_ms = 60000000, 60000
+local slack_ms = 5000
+local function keep(key, us)
+  call('PEXPIRE', key, floor(us / 1000) + 1 + slack_ms + minute_ms)
 end

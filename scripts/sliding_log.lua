@@ -9,8 +9,8 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and the offset in force. TTL: one window, plus slack, plus
---   up to a minute to spare.
+--   and the offset in force. TTL: one window, plus slack and
+--   a minute; see keep in head.lua.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
 --   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
 --   of count were admitted;
@@ -33,7 +33,7 @@ end
 -- clock stands still ahead of real time), card, expired, seq and suffix of the newest
 -- member, its score, and its name where the clock must be anchored anew.
 local function log_read(key, limit)
-  local newest = redis.pcall('ZREVRANGE', key, 0, 0, 'WITHSCORES')
+  local newest = pcall('ZREVRANGE', key, '0', '0', 'WITHSCORES')
   if newest.err then
     if string.find(newest.err, 'WRONGTYPE', 1, true) then return 1 end
     return 3
@@ -46,7 +46,7 @@ local function log_read(key, limit)
     or score < 0 or score > 9007199254740991 or score % 1 ~= 0 then
     return 2
   end
-  local seq, offset = number(digits), 0
+  local seq, offset = digits + 0, 0
   if off ~= '' then
     offset = number(string.match(off, '^~(%d+)$') or '')
     if not offset or offset > 9007199254740991 then return 2 end
@@ -94,8 +94,6 @@ local function log_look(key, limit, cost, count)
 end
 
 --@charge
-local log_slack_ms = 5000
-
 -- Adds units members numbered from seq + 1 at one score.
 local function log_add(key, score, seq, units, suffix)
   local at = score == now and now_text or format('%d', score)
@@ -145,7 +143,7 @@ local function log_charge(key, limit, cost, count, debit)
     write = true
   end
   if debit ~= '0' then
-    local newest = call('ZREVRANGE', key, 0, 0)[1]
+    local newest = call('ZREVRANGE', key, '0', '0')[1]
     local added
     added, seq, score = log_debit(key, limit, t, seq, suffix, debit, newest, score)
     used, write = used + added, write or added > 0
@@ -163,14 +161,14 @@ local function log_charge(key, limit, cost, count, debit)
       expired = expired - some
     end
     log_add(key, t, seq, units, suffix)
-    keep(key, floor((limit[3] + gap) / 1000) + 1 + log_slack_ms, anew)
+    if anew or score < t - t % minute_us then keep(key, limit[3] + gap) end
     used = used + units
     local wait = 0
     if granted < count then wait = log_wait(key, limit, t, gap, expired, used, cost) end
     return 0, granted, used, wait, limit[3] + gap
   end
   if write or (card > 0 and call('PTTL', key) == -1) then
-    keep(key, floor((limit[3] + gap) / 1000) + 1 + log_slack_ms, true)
+    keep(key, limit[3] + gap)
   end
   local empty = 0
   if used > 0 then empty = score - t + limit[3] + gap end

@@ -12,8 +12,8 @@
 -- State, the fields of the HASH:
 --   d  whole us until full, as of t        r  and this many n-ths of one
 --   t  us, this server's clock             u  the unit of the limit that wrote it
--- A key that is not there is a full bucket. TTL: until full, plus slack, plus up to a
--- minute to spare.
+-- A key that is not there is a full bucket. TTL: until full, plus slack and a minute; see
+-- keep in head.lua.
 -- Reply: a, b = d, r after the call (look: before it), as of this instant; c = us by which the key's
 --   clock is ahead of this server's (it stepped back), 0 otherwise. The tokens left
 --   are (burst * p - (d * n + r)) / p; Go works that out.
@@ -29,7 +29,7 @@
 -- would keep it from ever growing.
 
 -- most_us is 366 days.
-local slack_ms, most_us = 5000, 31622400000000
+local most_us = 31622400000000
 
 -- The largest whole x with x tokens worth at most a us and b/n of one.
 local function bucket_whole(a, b, n, pq, pr)
@@ -74,11 +74,8 @@ local function bucket_scale(f, x, p)
   return whole
 end
 
--- Reads a bucket and brings it up to now, in the unit of limit.
--- Returns status, d, r, t, exists, changed (the clock stepped back too far, or another
--- limit wrote it: to be written down even by a call that is denied), other (the latter).
-local function bucket_read(key, limit)
-  local state = redis.pcall('HMGET', key, 'd', 'r', 't', 'u')
+-- Reads a bucket that is not as usual. See bucket_read.
+local function bucket_mend(key, limit, state)
   if state.err then
     if string.find(state.err, 'WRONGTYPE', 1, true) then return 1 end
     return 3
@@ -87,36 +84,31 @@ local function bucket_read(key, limit)
   if not (state[1] or state[2] or state[3] or unit) then
     -- A HASH with other fields is somebody else's.
     if call('EXISTS', key) == 1 then return 2 end
-    return 0, 0, 0, now, false, false
+    return 0, 0, 0, now, 0, false
   end
   local d, r, t = number(state[1] or ''), number(state[2] or ''), number(state[3] or '')
   if not (d and r and t and unit) or d < 0 or r < 0 or t < 0
     or d % 1 ~= 0 or r % 1 ~= 0 or t % 1 ~= 0 or t > 9007199254740991 then
     return 2
   end
-  local n, pq, pr, bq, br, burst = limit[2], limit[3], limit[4], limit[5], limit[6], limit[7]
-  local other, p = unit ~= limit[8], 0
-  if other then
-    -- Another limit wrote it: work in its unit first.
-    local old_n, old_p, old_burst = string.match(unit, '^(%d+):(%d+):(%d+)$')
-    n, p, burst = tonumber(old_n or ''), tonumber(old_p or ''), tonumber(old_burst or '')
-    -- What Go would have refused must not get into the arithmetic: beyond 2^53 the
-    -- searches above never end.
-    if not (n and p and burst) or n < 1 or p < 1 or burst < 1
-      or n * (burst + 1) > 9007199254740992 or p > most_us then
-      return 2
-    end
-    pq = math.floor(p / n)
-    pr = p - pq * n
-    local k = math.floor(burst * pr / n)
-    bq, br = burst * pq + k, burst * pr - k * n
-    if bq > most_us then return 2 end
+  -- In the unit of the limit that wrote it.
+  local old_n, old_p, old_burst = string.match(unit, '^(%d+):(%d+):(%d+)$')
+  local n, p, burst = number(old_n or ''), number(old_p or ''), number(old_burst or '')
+  -- What Go would have refused must not get into the arithmetic: beyond 2^53 the
+  -- searches above never end.
+  if not (n and p and burst) or n < 1 or p < 1 or burst < 1
+    or n * (burst + 1) > 9007199254740992 or p > most_us or r >= n then
+    return 2
   end
-  if r >= n then return 2 end
+  local pq = floor(p / n)
+  local pr = p - pq * n
+  local k = floor(burst * pr / n)
+  local bq, br = burst * pq + k, burst * pr - k * n
+  if bq > most_us then return 2 end
   if d > bq or (d == bq and r > br) then
     d, r = bq, br
   end
-  local elapsed, anchored = now - t, false
+  local elapsed = now - t
   if elapsed >= 0 then
     t = now
     d = d - elapsed
@@ -124,45 +116,67 @@ local function bucket_read(key, limit)
       d, r = 0, 0
     end
   elseif -elapsed > bq then
-    t, anchored = now, true
+    t = now
   end
-  if other then
-    -- whole tokens are there, and f p-ths of one.
-    local whole = bucket_left(d, r, n, pq, pr, bq, br)
-    local k = math.floor(whole * pr / n)
-    local f = (bq - d - whole * pq - k) * n + (br - r - whole * pr + k * n)
-    n, pq, pr, burst = limit[2], limit[3], limit[4], limit[7]
-    if whole >= burst then
-      d, r = 0, 0
-    else
-      local missing = burst - whole
-      local back = bucket_scale(f, pq * n + pr, p)
-      k = math.floor(missing * pr / n)
-      local kb = math.floor(back / n)
-      d, r = missing * pq + k - kb, missing * pr - k * n - (back - kb * n)
-      if r < 0 then
-        d, r = d - 1, r + n
+  if unit == limit[8] then return 0, d, r, t, 0, true, true end
+  -- whole tokens are there, and f p-ths of one.
+  local whole = bucket_left(d, r, n, pq, pr, bq, br)
+  k = floor(whole * pr / n)
+  local f = (bq - d - whole * pq - k) * n + (br - r - whole * pr + k * n)
+  n, pq, pr, burst = limit[2], limit[3], limit[4], limit[7]
+  if whole >= burst then return 0, 0, 0, t, 0, true, true end
+  local missing = burst - whole
+  local back = bucket_scale(f, pq * n + pr, p)
+  k = floor(missing * pr / n)
+  local kb = floor(back / n)
+  d, r = missing * pq + k - kb, missing * pr - k * n - (back - kb * n)
+  if r < 0 then
+    d, r = d - 1, r + n
+  end
+  return 0, d, r, t, 0, true, true
+end
+
+-- Reads a bucket and brings it up to now, in the unit of limit.
+-- Returns status, d, r, t, the instant at which it was to be full, exists, and mend: the
+-- clock stepped back too far, or another limit wrote it, which is to be written down even
+-- by a call that is denied.
+local function bucket_read(key, limit)
+  local state = pcall('HMGET', key, 'd', 'r', 't', 'u')
+  if state[4] == limit[8] then
+    local r = state[2]
+    local d, t = number(state[1] or ''), number(state[3] or '')
+    r = r == '0' and 0 or number(r or '')
+    local bq = limit[5]
+    if d and r and t and d >= 0 and t >= 0 and r >= 0 and r < limit[2]
+      and (d < bq or (d == bq and r <= limit[6]))
+      and d % 1 == 0 and r % 1 == 0 and t % 1 == 0 and t <= 9007199254740991 then
+      local full = t + d
+      if t <= now then
+        if full < now then return 0, 0, 0, now, full, true end
+        return 0, full - now, r, now, full, true
       end
+      if t - now <= bq then return 0, d, r, t, full, true end
     end
   end
-  return 0, d, r, t, true, anchored or other, other
+  return bucket_mend(key, limit, state)
 end
 
 -- How many of count callers of this cost fit, and the bucket after them.
 local function bucket_take(limit, d, r, cost, count)
   if count == 0 then return 0, d, r end
-  local n, pq, pr, bq, br = limit[2], limit[3], limit[4], limit[5], limit[6]
+  local n, pq, pr, bq = limit[2], limit[3], limit[4], limit[5]
   local units = cost
   if count > 1 then
-    count = math.min(count, math.floor(bucket_left(d, r, n, pq, pr, bq, br) / cost))
+    count = math.min(count, floor(bucket_left(d, r, n, pq, pr, bq, limit[6]) / cost))
     if count < 1 then return 0, d, r end
     units = cost * count
   end
-  local nr = r + units * pr
-  local k = floor(nr / n)
-  local nd = d + units * pq + k
-  nr = nr - k * n
-  if nd > bq or (nd == bq and nr > br) then return 0, d, r end
+  local nd, nr = d + units * pq, r + units * pr
+  if nr >= n then
+    local k = floor(nr / n)
+    nd, nr = nd + k, nr - k * n
+  end
+  if nd > bq or (nd == bq and nr > limit[6]) then return 0, d, r end
   return count, nd, nr
 end
 
@@ -176,30 +190,36 @@ end
 
 --@charge
 local function bucket_charge(key, limit, cost, count, debit)
-  local status, d, r, t, exists, write, other = bucket_read(key, limit)
+  local status, d, r, t, full, exists, anew = bucket_read(key, limit)
   if status ~= 0 then return status end
   if debit ~= '0' then
-    local units = math.min(number(debit), limit[7])
+    local n, units = limit[2], math.min(number(debit), limit[7])
     local nr = r + units * limit[4]
-    local k = floor(nr / limit[2])
-    d, r = d + units * limit[3] + k, nr - k * limit[2]
+    local k = floor(nr / n)
+    d, r = d + units * limit[3] + k, nr - k * n
     if d > limit[5] or (d == limit[5] and r > limit[6]) then
       d, r = limit[5], limit[6]
     end
-    write = true
+    anew = true
   end
   local granted
   granted, d, r = bucket_take(limit, d, r, cost, count)
-  if granted > 0 or write then
+  if granted > 0 or anew then
     local at = t == now and now_text or format('%d', t)
-    if exists and not other then
-      call('HSET', key, 'd', format('%d', d), 'r', r == 0 and '0' or format('%d', r), 't', at)
-    else
+    if anew or not exists then
       call('HSET', key, 'd', format('%d', d), 'r', format('%d', r), 't', at, 'u', limit[8])
+      keep(key, d + t - now)
+    else
+      -- Without fractions r is always 0.
+      if limit[2] == 1 then
+        call('HSET', key, 'd', format('%d', d), 't', at)
+      else
+        call('HSET', key, 'd', format('%d', d), 'r', format('%d', r), 't', at)
+      end
+      if d + t >= full - full % minute_us + minute_us then keep(key, d + t - now) end
     end
-    keep(key, floor((d + t - now) / 1000) + 1 + slack_ms, write or not exists)
   elseif exists and call('PTTL', key) == -1 then
-    keep(key, floor((limit[5] + t - now) / 1000) + 1 + slack_ms, true)
+    keep(key, limit[5] + t - now)
   end
   return 0, granted, d, r, t - now
 end

@@ -7,8 +7,8 @@
 //
 // Time is the server's, in microseconds, and comes in as a parameter. A key does not
 // know when it expires: Charge returns the time to live that it needs, and whoever plays
-// the server gives it SpareMillis more if it has less or the Trace says Afresh, and calls
-// Forget when that has passed.
+// the server gives it SpareMillis more when the Trace says Renewed, and calls Forget when
+// that has passed.
 package model
 
 import (
@@ -44,7 +44,9 @@ type Trace struct {
 	Converted  bool // a bucket was written under another limit
 	Anew       bool // a log of which nothing counted any more was started anew
 	Trimmed    bool // a log forgot some hits and kept others that no longer count
-	Afresh     bool // the key was made or mended, and so was its time to live
+	// Renewed: the key got another time to live. It was made or mended, or the end of its
+	// use passed into another minute.
+	Renewed bool
 
 	// How many hits of a log leave the window at this very instant, one us later,
 	// and left it one us ago.
@@ -52,8 +54,11 @@ type Trace struct {
 }
 
 // SpareMillis is what a key gets beyond the time to live it needs, so that it need not be
-// given another at every call.
+// given another before the minute of its end is over.
 const SpareMillis = 60_000
+
+// minute says in which minute an instant lies.
+func minute(us int64) int64 { return us / (SpareMillis * 1000) }
 
 // slackMillis is what the scripts add to the time a key is needed for.
 const slackMillis = 5000
@@ -146,6 +151,14 @@ func (b *Bucket) view(l BucketLimit, now int64) (tokens *big.Rat, clock int64, t
 	return tokens, clock, tr
 }
 
+// full is the instant, by the bucket's own clock, by which it is full but for less than 1 us.
+func (b *Bucket) full() int64 {
+	if b.tokens == nil {
+		return 0
+	}
+	return b.last + floor(b.limit.time(new(big.Rat).Sub(rat(b.limit.Burst), b.tokens)))
+}
+
 // take grants the callers one by one.
 func take(tokens *big.Rat, c Call) (granted int64, left *big.Rat) {
 	cost := rat(c.Cost)
@@ -168,10 +181,12 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 		}
 		write = true
 	}
-	tr.Afresh = write || b.tokens == nil
+	tr.Renewed = write || b.tokens == nil
 	granted, tokens := take(tokens, c)
 	if granted > 0 || write {
+		before := b.full()
 		b.limit, b.tokens, b.last = l, tokens, clock
+		tr.Renewed = tr.Renewed || minute(b.full()) != minute(before)
 		// Needed until it is full by its own clock: then it is as good as fresh.
 		ttl = millis(floor(l.time(new(big.Rat).Sub(rat(l.Burst), tokens))) + clock - now)
 	}
@@ -307,12 +322,12 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 	}
 	used := int64(len(g.hits) - gone)
 	granted := l.fit(used, c)
-	tr.Afresh = write || len(g.hits) == 0
+	tr.Renewed = write || len(g.hits) == 0
 	if granted > 0 {
 		write = true
 		units := granted * c.Cost
 		if used == 0 {
-			tr.Anew, tr.Afresh = gone > 0, true
+			tr.Anew, tr.Renewed = gone > 0, true
 			g.Forget()
 			clock, gap, gone = now, 0, 0
 		}
@@ -321,6 +336,7 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 		forget := min(gone, int(max(256, 2*units)))
 		g.hits, gone = g.hits[forget:], gone-forget
 		tr.Trimmed = gone > 0
+		tr.Renewed = tr.Renewed || minute(g.hits[len(g.hits)-1]) != minute(clock) // the newest ends last
 		g.insert(clock, units)
 	}
 	if write {
