@@ -299,6 +299,26 @@ func (n *clusterNode) run(ctx context.Context, call, callText string, s script, 
 		cmds, of = append(cmds, n.command(ctx, call, s.sha, g)), append(of, g)
 	}
 	n.send(ctx, cmds)
+	for pause := time.Millisecond; ; pause *= 2 {
+		// While a slot moves, its masters may disagree about whose it is and send a call from
+		// one to the other. It has not run, and they agree after a while.
+		var again []redis.Cmder
+		for i := range cmds {
+			err := cmds[i].Err()
+			if err == nil || !(redis.HasErrorPrefix(err, "MOVED") || redis.HasErrorPrefix(err, "ASK") || redis.HasErrorPrefix(err, "TRYAGAIN")) {
+				continue
+			}
+			cmds[i] = n.command(ctx, call, s.sha, of[i])
+			again = append(again, cmds[i])
+		}
+		if len(again) == 0 || !sleep(ctx, pause) {
+			for _, c := range again {
+				c.SetErr(errRedirected)
+			}
+			break
+		}
+		n.send(ctx, again)
+	}
 	var errs []error
 	for i := range cmds {
 		err := cmds[i].Err()
@@ -322,6 +342,22 @@ func (n *clusterNode) run(ctx context.Context, call, callText string, s script, 
 		return errs[0]
 	}
 	return nil
+}
+
+// errRedirected is how a call ends that masters have sent to one another for as long as it
+// had time. It did not run.
+var errRedirected = errors.New("ringfence: the masters of the cluster do not agree about whose the slot is")
+
+// sleep says whether ctx lasted for so long.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 func (n *clusterNode) command(ctx context.Context, call, script string, reqs []*request) once {

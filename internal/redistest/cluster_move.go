@@ -95,10 +95,22 @@ func (s *Server) moveKeys(ctx context.Context, slot int, to *Server) (int, error
 	return len(keys), nil
 }
 
-// agreeOn waits until every running node, replicas too, names the owner.
+// agreeOn waits until every running node, replicas too, names the owner and knows the epoch
+// with which it claims the slot. A node that knows an older one of it believes the next
+// belated word of the owner before; and the master that gets the slot next, which chooses
+// the highest epoch that it knows of and one more, may choose one that is taken.
 func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
+	var claimed int64
+	err := poll(ctx, func() (bool, error) {
+		v, err := c.ids[owner].view(ctx)
+		claimed = v[owner].epoch
+		return v[owner].self, err
+	})
 	for _, node := range c.nodes {
-		err := poll(ctx, func() (bool, error) {
+		if err != nil {
+			break
+		}
+		err = poll(ctx, func() (bool, error) {
 			if !node.Running() {
 				return true, nil
 			}
@@ -106,11 +118,11 @@ func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
 			if err != nil {
 				return false, err
 			}
-			return c.merge([]view{v}).owner[slot] == owner, nil
+			return v[owner].epoch >= claimed && c.merge([]view{v}).owner[slot] == owner, nil
 		})
 		if err != nil {
-			return fmt.Errorf("%s does not know yet: %w", node.Addr(), err)
+			err = fmt.Errorf("%s does not know yet: %w", node.Addr(), err)
 		}
 	}
-	return nil
+	return err
 }
