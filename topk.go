@@ -33,7 +33,7 @@ const (
 // random, counts for 64, which adds a standard deviation of sqrt(63 x calls) to the count
 // of a key: 8 % at 10,000.
 //
-// A list takes at most 4 x Keys x (100 bytes + the length of its keys) over both halves;
+// A list takes at most 4 x Keys x (128 bytes + the length of its keys) over both halves;
 // a limiter with the largest keys (512 bytes) and Keys = 256 takes 1.3 MB at the very
 // most, for both lists.
 type TopConfig struct {

@@ -83,6 +83,9 @@ func NewSketch(counters int, window time.Duration) *Sketch {
 // draw are 32 random bits; whoever adds to two Sketches can draw once for both.
 func (s *Sketch) Add(key string, now int64, draw uint32) {
 	mask := s.mask.Load()
+	if mask != 0 && now >= (s.epoch.Load()+1)*s.half {
+		mask = 0 // it was of a half window that is over
+	}
 	if draw&mask != 0 {
 		return
 	}
