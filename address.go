@@ -108,8 +108,11 @@ func (t *target) hosts(list string) error {
 	}
 	for host := range strings.SplitSeq(list, ",") {
 		u, err := url.Parse("redis://" + host)
-		if err != nil || u.Hostname() == "" || u.User != nil {
-			return errors.New("it names no host, or one that is none")
+		if err != nil || u.User != nil {
+			return errors.New("one of its hosts is none")
+		}
+		if err := checkHost(u); err != nil {
+			return err
 		}
 		p := u.Port()
 		if p == "" {

@@ -3,6 +3,7 @@ package ringfence
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -381,12 +382,8 @@ func parseURL(raw string) (*redis.Options, error) {
 		return nil, fmt.Errorf("it is not a URL")
 	case u.Scheme != "redis" && u.Scheme != "rediss":
 		return nil, fmt.Errorf("its scheme is not known")
-	case u.Hostname() == "":
-		return nil, fmt.Errorf("it names no host")
-	case strings.ContainsAny(u.Hostname(), "[]"), strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "["):
-		return nil, fmt.Errorf("its host is not one; an IPv6 address needs brackets")
-	case u.Port() != "" && !isPort(u.Port()):
-		return nil, fmt.Errorf("its port is not one")
+	case checkHost(u) != nil:
+		return nil, checkHost(u)
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fmt.Errorf("it has a query or a fragment, which mean nothing here")
 	}
@@ -395,6 +392,19 @@ func parseURL(raw string) (*redis.Options, error) {
 		return nil, fmt.Errorf("its path must be empty or the number of a database")
 	}
 	return o, nil
+}
+
+// checkHost says what is wrong with a URL's host and port.
+func checkHost(u *url.URL) error {
+	switch {
+	case u.Hostname() == "":
+		return errors.New("it names no host")
+	case strings.ContainsAny(u.Hostname(), "[]"), strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "["):
+		return errors.New("its host is not one; an IPv6 address needs brackets")
+	case u.Port() != "" && !isPort(u.Port()):
+		return errors.New("its port is not one; ports are 1 to 65535")
+	}
+	return nil
 }
 
 func isPort(s string) bool {

@@ -132,7 +132,7 @@ func FuzzParseURL(f *testing.F) {
 	f.Add("0://:0000000000000@00000000000000") // a password that is part of the host's name
 	for _, u := range []string{
 		"redis+sentinel://user:s3cret@host:1,[::1]:2/master/3", "rediss+sentinel://host/m%2Fn", "redis+cluster://:s3cret@a,b:7000,c",
-		"redis+cluster://user:s3%40cret@a@b", "redis+sentinel://user:s3cret@host", "redis+cluster://a,,b", "redis+sentinel://a/m/-1", "redis+cluster://a:b:c",
+		"redis+cluster://user:s3%40cret@a@b", "redis+sentinel://user:s3cret@host", "redis+cluster://a,,b", "redis+sentinel://a/m/-1", "redis+cluster://a:b:c", "redis+cluster://a:0",
 	} {
 		f.Add(u)
 	}
