@@ -58,20 +58,37 @@ func exactConfig(shards ...ringfence.ShardConfig) ringfence.Config {
 	}
 }
 
-// exactChild reads lines "limiter key" and answers each with the number of calls that
+// exactRings are the features with which a child can answer.
+var exactRings = map[string]func(*ringfence.Config){
+	"plain":  func(*ringfence.Config) {},
+	"near":   func(c *ringfence.Config) { c.NearCacheKeys = 0 },
+	"single": func(c *ringfence.Config) { c.NearCacheKeys, c.MaxBatch = 0, 1 },
+}
+
+// exactChild reads lines "limiter key ring" and answers each with the number of calls that
 // were admitted.
 func exactChild(url string) error {
-	r, err := ringfence.Open(context.Background(), exactConfig(ringfence.ShardConfig{ID: "a", Primary: url}))
-	if err != nil {
-		return err
+	rings := map[string]*ringfence.Ring{}
+	for name, with := range exactRings {
+		c := exactConfig(ringfence.ShardConfig{ID: "a", Primary: url})
+		with(&c)
+		r, err := ringfence.Open(context.Background(), c)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		rings[name] = r
 	}
-	defer r.Close()
 	limits := fixedKinds(exactLimit)
 	in := bufio.NewScanner(os.Stdin)
 	fmt.Println("ready")
 	for in.Scan() {
-		kind, key, _ := strings.Cut(in.Text(), " ")
-		l, err := r.Limiter(kind, limits[kind])
+		words := strings.Fields(in.Text())
+		if len(words) != 3 || rings[words[2]] == nil {
+			return fmt.Errorf("not an order: %q", in.Text())
+		}
+		kind, key := words[0], words[1]
+		l, err := rings[words[2]].Limiter(kind, limits[kind])
 		if err != nil {
 			return err
 		}
@@ -81,7 +98,7 @@ func exactChild(url string) error {
 			wg.Go(func() {
 				for range exactCalls {
 					d, err := l.Allow(context.Background(), key)
-					if err != nil || d.Source != ringfence.SourcePrimary {
+					if err != nil || (d.Source != ringfence.SourcePrimary && d.Source != ringfence.SourceCache) {
 						failed.Add(1)
 					} else if d.Allowed {
 						admitted.Add(1)
@@ -144,10 +161,13 @@ func TestManyProcessesTogetherAdmitExactlyTheLimit(t *testing.T) {
 			t.Fatalf("a child said %q", line)
 		}
 	}
+	// All processes with the same features, and each with others.
+	features := [][]string{{"plain"}, {"near"}, {"single"}, {"plain", "near", "single", "near"}}
 	for kind := range fixedKinds(exactLimit) {
 		for run := range 20 {
-			for _, c := range children {
-				_, err := fmt.Fprintf(c.in, "%s run-%d\n", kind, run)
+			with := features[run%len(features)]
+			for i, c := range children {
+				_, err := fmt.Fprintf(c.in, "%s run-%d %s\n", kind, run, with[i%len(with)])
 				suiteMust(t, err)
 			}
 			total := 0
@@ -157,7 +177,7 @@ func TestManyProcessesTogetherAdmitExactlyTheLimit(t *testing.T) {
 				total += n
 			}
 			if total != exactLimit {
-				t.Errorf("%s, run %d: %d of %d calls admitted, the limit is %d", kind, run,
+				t.Errorf("%s, run %d, %v: %d of %d calls admitted, the limit is %d", kind, run, with,
 					total, exactProcesses*exactGoroutines*exactCalls, exactLimit)
 			}
 		}
