@@ -119,9 +119,16 @@ func (k *redisClusterShards) owner(h keyHash) *shard {
 // refresh asks the cluster who owns which slots.
 func (k *redisClusterShards) refresh(ctx context.Context) error {
 	k.refreshed.Store(k.ring.clock())
-	k.rw.ReloadState(ctx)
-	k.ro.ReloadState(ctx)
+	// The clients must know before they are used: who asks just after a replica has taken over
+	// would be sent to the old master still, and a probe would have failed for an open period
+	// more. ReloadState asks in the background; ForEachMaster does at once.
+	var clients sync.WaitGroup
+	for _, c := range []*redis.ClusterClient{k.rw, k.ro} {
+		// If it fails the client goes on with what it knows, and asks in the background.
+		clients.Go(func() { _ = c.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil }) })
+	}
 	ranges, err := k.rw.ClusterSlots(ctx).Result() //nolint:staticcheck // it names the master first; CLUSTER SHARDS leaves finding it to us
+	clients.Wait()
 	if err != nil {
 		return fmt.Errorf("CLUSTER SLOTS: %w", err)
 	}

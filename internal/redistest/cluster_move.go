@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // keysPerStep is how many keys MoveSlot carries at a time. While a step runs
@@ -71,7 +72,7 @@ func (c *Cluster) moveSlot(ctx context.Context, slot int, to *Server) error {
 			return err
 		}
 	}
-	return c.agreeOn(ctx, slot, target)
+	return c.agreeOn(ctx, slot, target, owners)
 }
 
 // moveKeys carries one step's keys and returns how many those were.
@@ -95,8 +96,10 @@ func (s *Server) moveKeys(ctx context.Context, slot int, to *Server) (int, error
 	return len(keys), nil
 }
 
-// agreeOn waits until every running node, replicas too, names the owner.
-func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
+// agreeOn waits until every running node, replicas too, names the owner. A master is told
+// again if it does not: what the old owner said before it let go may have reached it late, and
+// if the new owner's epoch is not higher by then nothing else would change its mind.
+func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string, masters []*Server) error {
 	for _, node := range c.nodes {
 		err := poll(ctx, func() (bool, error) {
 			if !node.Running() {
@@ -106,7 +109,13 @@ func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
 			if err != nil {
 				return false, err
 			}
-			return c.merge([]view{v}).owner[slot] == owner, nil
+			if c.merge([]view{v}).owner[slot] == owner {
+				return true, nil
+			}
+			if slices.Contains(masters, node) {
+				err = node.cluster(ctx, "SETSLOT", slot, "NODE", owner)
+			}
+			return false, err
 		})
 		if err != nil {
 			return fmt.Errorf("%s does not know yet: %w", node.Addr(), err)
