@@ -119,9 +119,16 @@ func (k *redisClusterShards) owner(h keyHash) *shard {
 // refresh asks the cluster who owns which slots.
 func (k *redisClusterShards) refresh(ctx context.Context) error {
 	k.refreshed.Store(k.ring.clock())
-	k.rw.ReloadState(ctx)
-	k.ro.ReloadState(ctx)
+	// The clients must know before they are used: who asks just after a replica has taken over
+	// would be sent to the old master still, and a probe would have failed for an open period
+	// more. ReloadState asks in the background; ForEachMaster does at once.
+	var clients sync.WaitGroup
+	for _, c := range []*redis.ClusterClient{k.rw, k.ro} {
+		// If it fails the client goes on with what it knows, and asks in the background.
+		clients.Go(func() { _ = c.ForEachMaster(ctx, func(context.Context, *redis.Client) error { return nil }) })
+	}
 	ranges, err := k.rw.ClusterSlots(ctx).Result() //nolint:staticcheck // it names the master first; CLUSTER SHARDS leaves finding it to us
+	clients.Wait()
 	if err != nil {
 		return fmt.Errorf("CLUSTER SLOTS: %w", err)
 	}
@@ -418,12 +425,37 @@ func (n *clusterNode) look(ctx context.Context, reqs []*request) error {
 	return probe.look(ctx, nil)
 }
 
+// reset deletes each key by a command of its own, all of them at once: pipelined to each
+// server, and to the servers side by side. One that fails fails alone. It is a pipeline for
+// each server because go-redis, when it finds no connection to one of them in time, says so
+// of every command in the pipeline, of those that were executed too.
 func (n *clusterNode) reset(ctx context.Context, reqs []*request) error {
-	var errs []error
-	for _, r := range reqs {
-		errs = append(errs, n.client.Process(ctx, onceUnlink{redis.NewIntCmd(ctx, "unlink", string(r.name))}))
+	cmds := make([]redis.Cmder, len(reqs))
+	to := map[*redis.Client][]redis.Cmder{}
+	for i, r := range reqs {
+		cmds[i] = onceUnlink{redis.NewIntCmd(ctx, "unlink", string(r.name))}
+		one, err := n.client.MasterForKey(ctx, string(r.name))
+		if err != nil {
+			cmds[i].SetErr(err)
+			continue
+		}
+		to[one] = append(to[one], cmds[i])
 	}
-	return errors.Join(errs...)
+	var servers sync.WaitGroup
+	for _, c := range to {
+		servers.Go(func() { n.send(ctx, c) })
+	}
+	servers.Wait()
+	failed := 0
+	for i, r := range reqs {
+		if r.failed = cmds[i].Err(); r.failed != nil {
+			failed++
+		}
+	}
+	if failed > 0 && failed == len(reqs) {
+		return reqs[0].failed
+	}
+	return nil
 }
 
 func (n *clusterNode) info(ctx context.Context) (nodeInfo, error) {

@@ -705,6 +705,9 @@ func (d *dispatcher) close() <-chan struct{} {
 	ended := make(chan struct{})
 	go func() {
 		<-d.gate.idle
+		// Before the queue is emptied: who comes after that sets the alarm anew, and is sent
+		// away by it.
+		d.alarm.stop()
 		d.drain()
 		close(ended)
 	}()
@@ -729,6 +732,7 @@ func (d *dispatcher) drain() {
 		for r != nil {
 			next := r.next
 			d.waiting.Add(-1)
+			d.settle(r, ErrClosed)
 			if r.stage.CompareAndSwap(stageQueued, stageSent) {
 				r.answer(ErrClosed)
 			}

@@ -552,3 +552,65 @@ func TestManyCallersWithAllKindsOfEndsGetTheirOwnAnswers(t *testing.T) {
 		callers.Wait()
 	})
 }
+
+// Closing leaves no timer behind, though callers had more time than they needed.
+func TestCloseStopsTheAlarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newDispatchBench(t, oneAtATime)
+		if _, err := b.call(t.Context(), 1, time.Minute); err != nil {
+			t.Error(err)
+		}
+		<-b.close()
+		if b.alarm.timer.Stop() {
+			t.Error("the alarm was set still")
+		}
+	})
+}
+
+// A call that comes when the queue has been emptied for good is sent away when its time is
+// over: nobody else would do it.
+func TestWhoComesAfterTheLastIsSentAwayByTheAlarm(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newDispatchBench(t, oneAtATime)
+		if _, err := b.call(t.Context(), 1, time.Minute); err != nil {
+			t.Error(err)
+		}
+		<-b.close()
+		r := b.request(opCharge, 2)
+		r.due = b.clock() + int64(20*time.Millisecond)
+		b.waiting.Add(1)
+		b.queue.push(r) // as post does, which saw the gate open a moment ago
+		b.alarm.by(r.due)
+		start := time.Now()
+		if unsent, err := b.wait(context.Background(), r); !unsent || !errors.Is(err, errBudget) || time.Since(start) != 20*time.Millisecond {
+			t.Errorf("unsent %t, %v after %s", unsent, err, time.Since(start))
+		}
+	})
+}
+
+// What a request in the queue was to tell the shard is heard of at Close, by whoever keeps
+// account of it, whether its caller is there still or not.
+func TestCloseTellsWhatBecameOfTheDebitsInTheQueue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newDispatchBench(t, oneAtATime)
+		var told []string
+		b.dispatcher.told = func(r *request, err error) {
+			told = append(told, fmt.Sprintf("%s: %v, not sent %t", r.debit, err, notSent(err)))
+		}
+		b.gate.close() // nobody serves the queue any more
+		for _, debit := range []string{"3", "", "4"} {
+			r := b.request(opCharge, 1)
+			r.debit = debit
+			if debit == "4" {
+				r.giveUp()
+			}
+			b.waiting.Add(1)
+			b.queue.push(r)
+		}
+		<-b.close()
+		want := fmt.Sprintf("[3: %v, not sent true 4: %v, not sent true]", ErrClosed, ErrClosed)
+		if got := fmt.Sprint(told); got != want {
+			t.Errorf("told %s, want %s", got, want)
+		}
+	})
+}

@@ -126,7 +126,7 @@ var metricHelp = map[string]string{
 	"circuit_probes_total":           "Probes of a shard whose circuit breaker was open.",
 	"fallback_decisions_total":       "Decisions the primary did not make, by who made them and why.",
 	"settled_charges_total":          "Units admitted out of shares of which the shard has been told since.",
-	"settle_lost_total":              "Units admitted out of shares of which nobody knows whether the shard has been told.",
+	"settle_lost_total":              "Units admitted out of shares of which nobody knows whether the shard has been told, or that it had not been told at Close.",
 	"unknown_charges_total":          "Units of calls whose charge may or may not have been made.",
 	"tokens_requested_total":         "Units asked for.",
 	"tokens_granted_total":           "Units admitted.",

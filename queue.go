@@ -102,6 +102,14 @@ func (a *alarm) ring() {
 	a.f(now)
 }
 
+// stop makes no call happen that was asked for by now. Who asks later is heard.
+func (a *alarm) stop() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.next.Store(never)
+	a.timer.Stop()
+}
+
 // by makes the call happen at the instant at the latest.
 func (a *alarm) by(at int64) {
 	for {

@@ -3,6 +3,7 @@ package ringfence
 import (
 	"context"
 	"errors"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -415,7 +416,27 @@ func (s *shard) settled(r *request, err error) {
 
 // notSent says whether a request failed before anything left this process.
 func notSent(err error) bool {
-	return errors.Is(err, errOpen) || errors.Is(err, errBudget) || errors.Is(err, errOverdue) || errors.Is(err, errQueueFull)
+	return errors.Is(err, errOpen) || errors.Is(err, errBudget) || errors.Is(err, errOverdue) || errors.Is(err, errQueueFull) ||
+		errors.Is(err, ErrClosed)
+}
+
+// forfeit counts, when all operations have ended for good, what the shard has not been told
+// and will never be.
+func (s *shard) forfeit() {
+	now, units := s.ring.clock(), int64(0)
+	owing := s.ledger.some(math.MaxInt)
+	for h, l := range owing {
+		s.ring.local.find(h, func(e *localEntry) {
+			for o := e.takeOwed(l.rule, now); o.units > 0; o = e.takeOwed(l.rule, now) {
+				units += o.units
+			}
+		})
+	}
+	if units > 0 {
+		s.metrics.settleLost(units)
+		s.ring.log.warn(s.id, "forfeit", "the ring was closed before the shard had been told all that this process admitted out of shares; the shard admits it once more",
+			"shard", s.id, "units", units, "keys", len(owing))
+	}
 }
 
 // owing says whether any key of the shard is in the ledger.

@@ -230,9 +230,16 @@ func (s *shard) failed(err error) {
 }
 
 // lost hears of a request whose caller did not get to know what became of it. A late reply
-// corrects the local count: what the primary did charge need not be told to it again.
+// corrects the local count: what the primary did charge need not be told to it again. The
+// end of a late Reset makes this process forget once more what the primary denied.
 func (s *shard) lost(r *request, err error, late bool) {
 	switch {
+	case r.kind == opReset:
+		if late && !notSent(err) {
+			// It was done now, and not before its caller left: what was denied in between
+			// may be admitted.
+			s.ring.near.drop(r.hash, s.ring.clock())
+		}
 	case r.kind != opCharge:
 	case err != nil:
 		if !notSent(err) && classify(err).ran {
@@ -530,6 +537,7 @@ func (s *shard) close(cut, end time.Time) error {
 	await(cut, ended...)
 	s.disconnect()
 	await(end, ended...)
+	s.forfeit()
 	return s.cutErr
 }
 

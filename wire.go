@@ -23,8 +23,9 @@ type wire struct {
 	secure bool // TLS, which does not survive a write that stopped halfway
 	used   time.Time
 
-	mu   sync.Mutex // guards turn, and the deadline against interrupt
+	mu   sync.Mutex // guards turn and cut, and the deadline against interruption
 	turn uint64     // counts those who carried an operation on
+	cut  uint64     // the turn that was interrupted last, perhaps before it began
 
 	kind   opKind
 	reqs   []*request
@@ -46,7 +47,14 @@ type wireScripts struct {
 const (
 	keptBuffer = 64 << 10         // a buffer larger than this is not kept
 	sureOf     = time.Millisecond // a connection that answered this recently is not checked
+
+	// sparing is the least time in which a write over TLS is begun. One that runs out of
+	// time ends the connection, even before a byte has left; and no server answers as fast.
+	sparing = 100 * time.Microsecond
 )
+
+// longAgo is a deadline that makes whoever reads, or is about to, return at once.
+var longAgo = time.Unix(1, 0)
 
 // start writes the frame of an operation, without sending it.
 func (w *wire) start(s *wireScripts, kind opKind, reqs []*request) {
@@ -78,9 +86,15 @@ func (w *wire) frame(s *wireScripts) {
 // is false, err says how the time ran out, and somebody may go on. An error of an operation
 // that has ended and is not the server's own word has broken the connection.
 func (w *wire) goOn(s *wireScripts, until time.Time) (ended bool, err error) {
+	if w.secure && !until.IsZero() && time.Until(until) < sparing {
+		return false, os.ErrDeadlineExceeded
+	}
 	w.mu.Lock()
 	w.turn++
 	err = w.conn.SetDeadline(until)
+	if err == nil && w.cut == w.turn {
+		err = w.conn.SetReadDeadline(longAgo)
+	}
 	w.mu.Unlock()
 	if err != nil {
 		return true, err
@@ -154,8 +168,8 @@ func (w *wire) exchange() (ended bool, err error) {
 	}
 }
 
-// interruptible returns a function that makes this turn of goOn end at once. It does
-// nothing to later ones.
+// interruptible returns a function that makes the next turn of goOn end at once, or as soon
+// as it has written if it has not begun yet. It does nothing to later ones.
 func (w *wire) interruptible() func() {
 	w.mu.Lock()
 	turn := w.turn + 1
@@ -163,9 +177,13 @@ func (w *wire) interruptible() func() {
 	return func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
+		if w.turn > turn {
+			return
+		}
+		w.cut = turn
 		if w.turn == turn {
 			// If it fails the connection is broken, which reading finds out.
-			_ = w.conn.SetReadDeadline(time.Unix(1, 0))
+			_ = w.conn.SetReadDeadline(longAgo)
 		}
 	}
 }

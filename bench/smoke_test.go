@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ringfence/ringfence/internal/redistest"
 )
 
 const (
@@ -17,6 +19,7 @@ const (
 // every workload, on real servers. Nothing here says how fast anybody is. That a cell has
 // enough decisions may take several tries on a busy machine.
 func TestEverySystemGrantsWhatItsLimitSays(t *testing.T) {
+	redistest.NoLeaks(t)
 	b := &bench{log: io.Discard, options: options{
 		closed: timing{warm: 10 * time.Millisecond, measured: 40 * time.Millisecond},
 		open:   timing{warm: 10 * time.Millisecond, measured: 40 * time.Millisecond},
@@ -78,6 +81,7 @@ func smoke(t *testing.T, b *bench, w workload, c *calls, at place, s system) {
 
 // TestACellThatGrantsWronglyIsNoticed: a limiter that allows everything.
 func TestACellThatGrantsWronglyIsNoticed(t *testing.T) {
+	redistest.NoLeaks(t)
 	b := &bench{log: io.Discard, options: options{closed: timing{measured: 20 * time.Millisecond}}}
 	t.Cleanup(b.stop)
 	w, err := workloadNamed("denied")
@@ -103,6 +107,7 @@ func TestACellThatGrantsWronglyIsNoticed(t *testing.T) {
 
 // TestARunHasARowForEachCell runs a part of everything as the command does.
 func TestARunHasARowForEachCell(t *testing.T) {
+	redistest.NoLeaks(t)
 	var out, log strings.Builder
 	args := strings.Fields("-rounds 1 -warm 10ms -cell 20ms -repeats 1 -workloads distinct,limit -systems ringfence,raw-pipelined -callers 1,512")
 	if err := command(t.Context(), args, &out, &log); err != nil {
@@ -120,6 +125,7 @@ func TestARunHasARowForEachCell(t *testing.T) {
 }
 
 func TestARunEndsWhenItIsCanceled(t *testing.T) {
+	redistest.NoLeaks(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := command(ctx, []string{"-workloads", "hot"}, io.Discard, io.Discard); err == nil {

@@ -104,7 +104,13 @@ func TestMostRecovery(t *testing.T) {
 }
 
 func TestConservationFindsLostAndPhantomCharges(t *testing.T) {
-	base := conservation{charged: 100, acked: 90, settled: 5, unsure: 5, processes: 2, outages: 1}
+	base := conservation{charged: 100, acked: 90, settled: 5, unsure: 5, processes: 2, outages: 1, outage: 3 * time.Second, calls: callsDead}
+	many := func(charged int, change func(c *conservation)) func(c *conservation) {
+		return func(c *conservation) {
+			c.charged, c.unsure = charged, 1000
+			change(c)
+		}
+	}
 	tests := []struct {
 		name   string
 		change func(c *conservation)
@@ -114,7 +120,13 @@ func TestConservationFindsLostAndPhantomCharges(t *testing.T) {
 		{"an acknowledged charge is lost", func(c *conservation) { c.charged = 89 }, "90 charges were acknowledged and the shard holds 89"},
 		{"a call was charged twice", func(c *conservation) { c.charged = 101 }, "6 charges that nobody was told of, want at most 5"},
 		{"a debit got lost on the way back", func(c *conservation) { c.charged, c.debits = 101, 1 }, ""},
-		{"more phantoms than can be in flight", func(c *conservation) { c.charged, c.unsure = 1000, 1000 }, "905 charges that nobody was told of, want at most 512"},
+		// 2 processes, 6 operations of 12 calls.
+		{"as many phantoms as a dead shard can have", many(95+144, func(*conservation) {}), ""},
+		{"one more", many(95+145, func(*conservation) {}), "145 charges that nobody was told of, want at most 144"},
+		{"one more, of a call that was not answered in time later", many(95+145, func(c *conservation) { c.strays = 1 }), ""},
+		{"ten outages", many(95+1441, func(c *conservation) { c.outages, c.unsure = 10, 2000 }), "1441 charges that nobody was told of, want at most 1440"},
+		{"a shard that answers probes", many(95+1009, func(c *conservation) { c.calls, c.unsure = callsSick, 2000 }), "1009 charges that nobody was told of, want at most 1008"},
+		{"a shard that is there now and then", many(95+1001, func(c *conservation) { c.calls = callsFree }), "1001 charges that nobody was told of, want at most 1000"},
 	}
 	for _, c := range tests {
 		v := base

@@ -441,7 +441,13 @@ func (p *performance) judgeCell(c *cell) result {
 				c.problem("key %q: %d charges were acknowledged and the shard holds %d", key, t.acked[key], n)
 			}
 		}
-		check := conservation{charged: held, acked: min(acked, keyCount*perKey), settled: p.settled[c], unsure: t.unsure, debits: p.debits[c], processes: processes, outages: outages}
+		check := conservation{
+			charged: held, acked: min(acked, keyCount*perKey), settled: p.settled[c], unsure: t.unsure,
+			debits: p.debits[c], strays: p.strays[c], processes: processes, outages: outages, outage: outage, calls: f.calls,
+		}
+		if f.already {
+			check.calls = callsFree
+		}
 		if err := check.check(); err != nil {
 			c.problem("%v", err)
 		}

@@ -30,6 +30,7 @@ type fault struct {
 	exact    bool          // every answer is the primary's, and the limit is admitted to the unit
 	goodput  int           // percent of the calls that the primary must answer
 	calls    callsKind     // what may be sent to the shard meanwhile
+	already  bool          // operations fail before that, one now and then
 	outages  int           // 0: one
 	untold   bool          // see situation
 	shut     bool          // the breaker must not open
@@ -73,7 +74,7 @@ var matrix = []fault{
 	{name: "loss-50", does: "Half of the packets are lost for 3 s.", promise: orSome, away: true, untold: true, start: startDrop(50)},
 	{name: "latency-under", does: "Replies take 10 ms longer, less than the budget.", promise: orPolicy, away: true, goodput: 90, start: startLatency(10 * time.Millisecond)},
 	{name: "latency-over", does: "Replies take 150 ms longer, three times the budget.", promise: orSome, away: true, untold: true, calls: callsSick, start: startLatency(150 * time.Millisecond)},
-	{name: "reply-cut", does: "The server executes, and the connection is cut before the reply arrives: for some milliseconds now and then, and after half of the 3 s for every reply.", promise: orPolicy, away: true, calls: callsDead, start: startReplyCut},
+	{name: "reply-cut", does: "The server executes, and the connection is cut before the reply arrives: for some milliseconds now and then, and after half of the 3 s for every reply.", promise: orPolicy, away: true, calls: callsDead, already: true, start: startReplyCut},
 	{name: "pool", does: "The only connection of the client that was given to ringfence is held by others for 3 s.", promise: orPolicy, away: true, shut: true, start: startPool},
 	{name: "oom", does: "maxmemory is exceeded under noeviction: writes are refused, reads are not.", promise: orPolicy, away: true, calls: callsSick, start: startConfig("maxmemory", "1", "0")},
 	{name: "misconf", does: "A background save has failed: writes are refused, reads are not.", promise: orPolicy, away: true, calls: callsSick, start: startMisconf},

@@ -22,6 +22,7 @@ import (
 
 	"github.com/ringfence/ringfence"
 	"github.com/ringfence/ringfence/embedded"
+	"github.com/ringfence/ringfence/internal/redistest"
 )
 
 // metric is what a limiter exports under one name.
@@ -37,6 +38,7 @@ type catalog map[string]metric
 // without a server: it is gathered, never written down, so it cannot be out of date.
 func exported(t testing.TB) catalog {
 	t.Helper()
+	redistest.NoLeaks(t)
 	c, err := gatherOnce()
 	if err != nil {
 		t.Fatal(err)

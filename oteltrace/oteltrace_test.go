@@ -16,6 +16,7 @@ import (
 
 	"github.com/ringfence/ringfence"
 	"github.com/ringfence/ringfence/embedded"
+	"github.com/ringfence/ringfence/internal/redistest"
 	"github.com/ringfence/ringfence/oteltrace"
 )
 
@@ -49,6 +50,7 @@ func open(t testing.TB) *traced {
 	if err != nil {
 		t.Fatal(err)
 	}
+	redistest.NoLeaks(t)
 	x.ring, err = ringfence.Open(context.Background(), ringfence.Config{
 		Shards: shards.Config(), Observers: []ringfence.Observer{observer}, Logger: slog.New(slog.DiscardHandler),
 		Policy: ringfence.PolicyClosed, Budget: 5 * time.Second, OperationTimeout: 5 * time.Second,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // keysPerStep is how many keys MoveSlot carries at a time. While a step runs
@@ -71,7 +72,7 @@ func (c *Cluster) moveSlot(ctx context.Context, slot int, to *Server) error {
 			return err
 		}
 	}
-	return c.agreeOn(ctx, slot, target)
+	return c.agreeOn(ctx, slot, target, owners)
 }
 
 // moveKeys carries one step's keys and returns how many those were.
@@ -98,8 +99,9 @@ func (s *Server) moveKeys(ctx context.Context, slot int, to *Server) (int, error
 // agreeOn waits until every running node, replicas too, names the owner and knows the epoch
 // with which it claims the slot. A node that knows an older one of it believes the next
 // belated word of the owner before; and the master that gets the slot next, which chooses
-// the highest epoch that it knows of and one more, may choose one that is taken.
-func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
+// the highest epoch that it knows of and one more, may choose one that is taken. A master
+// that has changed its mind is told again: nothing else might change it back.
+func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string, masters []*Server) error {
 	var claimed int64
 	err := poll(ctx, func() (bool, error) {
 		v, err := c.ids[owner].view(ctx)
@@ -118,7 +120,13 @@ func (c *Cluster) agreeOn(ctx context.Context, slot int, owner string) error {
 			if err != nil {
 				return false, err
 			}
-			return v[owner].epoch >= claimed && c.merge([]view{v}).owner[slot] == owner, nil
+			if c.merge([]view{v}).owner[slot] == owner {
+				return v[owner].epoch >= claimed, nil
+			}
+			if slices.Contains(masters, node) {
+				err = node.cluster(ctx, "SETSLOT", slot, "NODE", owner)
+			}
+			return false, err
 		})
 		if err != nil {
 			err = fmt.Errorf("%s does not know yet: %w", node.Addr(), err)
