@@ -68,11 +68,13 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.refuse(ctx, nil, err, 1, start)
 		return Decision{}, err
 	}
-	if !l.ring.enter() {
+	at := place()
+	gate := l.ring.calls.at(at)
+	if !gate.enter() {
 		l.refuse(ctx, nil, ErrClosed, 1, start)
 		return Decision{}, ErrClosed
 	}
-	defer l.ring.leave()
+	defer gate.leave()
 	h := l.keys.hash(key)
 	s := l.ring.owner(h)
 	deadline, err := l.deadline(ctx, start)
@@ -81,7 +83,7 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		return Decision{}, err
 	}
 	if d, ok := l.near(s, h, cost, start); ok {
-		l.decided(ctx, s, key, &d, cost, start)
+		l.decidedHere(ctx, s, key, &d, cost, start, at)
 		return d, nil
 	}
 	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline))

@@ -52,9 +52,9 @@ const (
 	sloObjective    = 0.999
 )
 
-// latencyBuckets are fine around what Redis needs and coarse where only the order of
+// latencyBounds are fine around what Redis needs and coarse where only the order of
 // magnitude matters; SLO rules read 0.0002, 0.0005, 0.001 and 0.005.
-var latencyBuckets = []float64{
+var latencyBounds = []float64{
 	50e-6, 75e-6, 100e-6, 150e-6, 200e-6, 300e-6, 500e-6, 750e-6,
 	1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1, 2.5, 5,
 }
@@ -78,7 +78,6 @@ type metrics struct {
 	latencyLimit  time.Duration
 	availability  [2]prometheus.Counter // events, bad
 	latencyEvents [2]prometheus.Counter
-	misuseLatency [outcomes]prometheus.Observer
 
 	mu    sync.Mutex // guards the following
 	pools map[node]poolWaits
@@ -97,7 +96,7 @@ type vecs struct {
 type shardVecs struct {
 	vecs
 
-	latency     *prometheus.HistogramVec
+	latency     *latencyVec
 	commands    *prometheus.HistogramVec
 	redisErrors *prometheus.CounterVec
 	transitions *prometheus.CounterVec
@@ -117,7 +116,7 @@ type poolWaits struct{ timeouts, seconds float64 }
 // metricHelp is the list of names: what each counts.
 var metricHelp = map[string]string{
 	"decisions_total":                "Decisions by limit, outcome and who answered.",
-	"request_latency_seconds":        "How long callers waited for a decision; shard_id is empty when no shard was concerned.",
+	"request_latency_seconds":        "How long callers waited for a decision; shard_id is empty when no shard was concerned. Of answers from the sources cache and lease in quick succession one in 64 is timed, for all of them.",
 	"redis_command_duration_seconds": "How long one script call to a shard took, whether or not its callers had waited.",
 	"redis_errors_total":             "Operations and probes that failed, by kind of error.",
 	"circuit_state":                  "State of the circuit breaker: 0 closed, 1 open, 2 half-open.",
@@ -188,7 +187,7 @@ func newMetrics(c Config) *metrics {
 	if c.Name != "" {
 		m.labels = prometheus.Labels{"ring": c.Name}
 	}
-	m.none = m.newShardVecs()
+	m.none = m.newShardVecs("")
 	m.decisions = m.counter("decisions_total", "limit", "outcome", "source")
 	m.requested = m.counter("tokens_requested_total", "limit")
 	m.granted = m.counter("tokens_granted_total", "limit")
@@ -203,16 +202,14 @@ func newMetrics(c Config) *metrics {
 	}
 	m.availability = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloAvailability), m.sloBad.WithLabelValues(sloAvailability)}
 	m.latencyEvents = [2]prometheus.Counter{m.sloEvents.WithLabelValues(sloLatency), m.sloBad.WithLabelValues(sloLatency)}
-	for o := range outcomes {
-		m.misuseLatency[o] = m.none.latency.WithLabelValues("", outcomeNames[o])
-	}
 	return m
 }
 
-func (m *metrics) newShardVecs() *shardVecs {
+func (m *metrics) newShardVecs(shard string) *shardVecs {
 	v := &shardVecs{vecs: vecs{labels: m.labels}}
-	v.latency = v.histogram("request_latency_seconds", latencyBuckets, "shard_id", "outcome")
-	v.commands = v.histogram("redis_command_duration_seconds", latencyBuckets, "shard_id", "command")
+	v.latency = newLatencyVec(shard, m.labels)
+	v.all = append(v.all, v.latency)
+	v.commands = v.histogram("redis_command_duration_seconds", latencyBounds, "shard_id", "command")
 	v.redisErrors = v.counter("redis_errors_total", "shard_id", "error_type")
 	v.transitions = v.counter("circuit_transitions_total", "shard_id", "from", "to")
 	v.rejections = v.counter("circuit_rejections_total", "shard_id")
@@ -274,7 +271,13 @@ func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *metrics) Collect(ch chan<- prometheus.Metric) {
-	shards := m.ring.all()
+	shards, limiters := m.ring.all(), m.ring.allLimiters()
+	for _, s := range shards {
+		m.gatherShard(s.metrics)
+	}
+	for _, l := range limiters {
+		m.gatherLimiter(l.metrics)
+	}
 	parts := [][]prometheus.Collector{m.all, m.none.all}
 	for _, s := range shards {
 		parts = append(parts, s.metrics.all)
@@ -309,7 +312,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge("local_keys", float64(m.ring.local.len()))
 	denials := m.ring.near.count(m.ring.clock())
-	for _, l := range m.ring.allLimiters() {
+	for _, l := range limiters {
 		gauge("near_cache_entries", float64(denials[l.rule]), l.name)
 	}
 	gauge("slo_objective_ratio", sloObjective, sloAvailability)
@@ -385,7 +388,8 @@ func buildVersion() (version, revision string) {
 // shardMetrics are the metrics of one shard, bound to its label. A nil one keeps none.
 type shardMetrics struct {
 	all         []prometheus.Collector
-	latency     [outcomes]prometheus.Observer
+	latency     *[outcomes]*latencies
+	here        []shardTally
 	commands    [2]prometheus.Observer // charge, look
 	errors      map[*errorType]prometheus.Counter
 	transitions [3][3]prometheus.Counter
@@ -403,9 +407,11 @@ func (m *metrics) forShard(id string) *shardMetrics {
 	if m == nil {
 		return nil
 	}
-	v := m.newShardVecs()
+	v := m.newShardVecs(id)
 	s := &shardMetrics{
 		all:        v.all,
+		latency:    &v.latency.of,
+		here:       newShardTallies(stripeCount()),
 		commands:   [2]prometheus.Observer{v.commands.WithLabelValues(id, "charge"), v.commands.WithLabelValues(id, "look")},
 		errors:     map[*errorType]prometheus.Counter{},
 		rejections: v.rejections.WithLabelValues(id),
@@ -415,9 +421,6 @@ func (m *metrics) forShard(id string) *shardMetrics {
 		unpaid:     v.settleLost.WithLabelValues(id),
 		batches:    v.batches.WithLabelValues(id),
 		loads:      v.scriptLoads.WithLabelValues(id),
-	}
-	for o := range outcomes {
-		s.latency[o] = v.latency.WithLabelValues(id, outcomeNames[o])
 	}
 	for _, t := range append([]*errorType{typeBroken}, errorTypes...) {
 		s.errors[t] = v.redisErrors.WithLabelValues(id, t.name)
@@ -517,6 +520,7 @@ func (s *shardMetrics) fellBack(mode fallbackMode, cause Cause) {
 // none.
 type limiterMetrics struct {
 	m         *metrics
+	here      []limiterTally
 	decisions [outcomes][SourceCache + 1]prometheus.Counter
 	requested prometheus.Counter
 	granted   prometheus.Counter
@@ -530,6 +534,7 @@ func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
 	}
 	l := &limiterMetrics{
 		m:         m,
+		here:      make([]limiterTally, stripeCount()),
 		requested: m.requested.WithLabelValues(name),
 		granted:   m.granted.WithLabelValues(name),
 		nearLimit: m.nearLimit.WithLabelValues(name),
@@ -548,13 +553,6 @@ func (m *metrics) forLimiter(name string, r *rule) *limiterMetrics {
 	return l
 }
 
-// nearHit counts a call that the denied-key cache answered.
-func (l *limiterMetrics) nearHit() {
-	if l != nil {
-		l.nearHits.Inc()
-	}
-}
-
 // decided counts one entry of a call that was answered.
 func (l *limiterMetrics) decided(s *shard, d *Decision, cost int64, took time.Duration) {
 	if l == nil {
@@ -567,7 +565,10 @@ func (l *limiterMetrics) decided(s *shard, d *Decision, cost int64, took time.Du
 	}
 	l.requested.Add(float64(cost))
 	l.decisions[o][d.Source].Inc()
-	s.metrics.latency[o].Observe(took.Seconds())
+	s.metrics.latency[o].add(took, 1)
+	if d.Source == SourceCache {
+		l.nearHits.Inc()
+	}
 	if d.Source != SourceLease && d.Source != SourceCache { // those needed no Redis
 		l.m.availability[0].Inc()
 		if d.Source != SourcePrimary {
@@ -589,11 +590,9 @@ func (l *limiterMetrics) ended(s *shard, o outcome, entries int, took time.Durat
 		return
 	}
 	l.decisions[o][SourceNone].Add(float64(entries))
-	latency := l.m.misuseLatency[o]
+	latency := l.m.none.latency.of[o]
 	if s != nil {
 		latency = s.metrics.latency[o]
 	}
-	for range entries {
-		latency.Observe(took.Seconds())
-	}
+	latency.add(took, int64(entries))
 }

@@ -215,7 +215,6 @@ func (l *Limiter) near(s *shard, h keyHash, cost, now int64) (d Decision, ok boo
 	}
 	d = known.decision(cost, now)
 	d.Source, d.Shard, d.Age = SourceCache, s.id, roundUp(now-known.asked)
-	l.metrics.nearHit()
 	return d, true
 }
 

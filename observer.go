@@ -55,6 +55,16 @@ func (l *Limiter) decided(ctx context.Context, s *shard, key string, d *Decision
 	}
 }
 
+// decidedHere is decided for an answer that needed no round trip: a caller counts it at a
+// place of his own, and the clock is not read again for each.
+func (l *Limiter) decidedHere(ctx context.Context, s *shard, key string, d *Decision, cost, start int64, at uint) {
+	l.metrics.decidedHere(s, d, cost, start, at)
+	l.top.decided(key, d.Allowed, start)
+	if len(l.ring.config.Observers) > 0 {
+		l.ring.observe(ctx, Observation{Limiter: l.name, Entries: 1, Cost: cost, Took: time.Duration(l.ring.clock() - start), Decision: *d})
+	}
+}
+
 // count counts one entry of a call that was answered at now.
 func (l *Limiter) count(s *shard, key string, d *Decision, cost int64, took time.Duration, now int64) {
 	l.metrics.decided(s, d, cost, took)

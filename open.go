@@ -40,7 +40,7 @@ type Ring struct {
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
-	calls  callGate
+	calls  *gates
 
 	mu       sync.Mutex // guards limiters
 	limiters map[string]*Limiter
@@ -112,7 +112,7 @@ func Open(ctx context.Context, c Config) (*Ring, error) {
 		config: c, space: newKeySpace(c.Prefix), requests: newRequestPool(),
 		local: newLocalTable(c.MaxLocalKeys), near: newNearCache(c.NearCacheKeys), limiters: map[string]*Limiter{},
 		log: newEvents(c.Logger, c.Now), began: c.Now(), steady: steady, hashKey: publishedHashKey,
-		calls: callGate{idle: make(chan struct{})},
+		calls: newGates(stripeCount()),
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	if err := r.build(); err != nil {
@@ -381,10 +381,11 @@ func (r *Ring) allLimiters() []*Limiter {
 	return slices.Collect(maps.Values(r.limiters))
 }
 
-// enter counts a call in, unless the ring is closed.
-func (r *Ring) enter() bool { return r.calls.enter() }
+// enter counts a call in, unless the ring is closed; for those who come seldom, or leave by
+// another goroutine. Others take a gate of r.calls.
+func (r *Ring) enter() bool { return r.calls.at(0).enter() }
 
-func (r *Ring) leave() { r.calls.leave() }
+func (r *Ring) leave() { r.calls.at(0).leave() }
 
 // String names the shards. A Ring holds credentials and keys, none of which it shows,
 // however it is printed.
