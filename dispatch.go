@@ -100,19 +100,19 @@ func newDispatcher(c dispatchConfig) *dispatcher {
 // send queues a request, or a chain of them, without waiting. An error means that none
 // was sent and that the caller owns them alone.
 func (d *dispatcher) send(r *request, deadline int64) error {
-	err := d.post(r, deadline)
+	err := d.post(r, d.clock(), deadline)
 	if err == nil {
 		d.kick()
 	}
 	return err
 }
 
-// post is send for somebody who will lead, or kick.
-func (d *dispatcher) post(r *request, deadline int64) error {
+// post is send for somebody who will lead, or kick. now is when the call began, or later.
+func (d *dispatcher) post(r *request, now, deadline int64) error {
 	if d.gate.closed() {
 		return ErrClosed
 	}
-	if d.overdue(deadline) {
+	if d.overdue(now, deadline) {
 		return errOverdue
 	}
 	n := int64(0)
@@ -131,17 +131,10 @@ func (d *dispatcher) post(r *request, deadline int64) error {
 
 // overdue says whether the oldest operation in flight has outlasted the budget: then
 // whoever comes now would only wait in vain.
-func (d *dispatcher) overdue(deadline int64) bool {
-	now := int64(0)
+func (d *dispatcher) overdue(now, deadline int64) bool {
 	for i := range d.slots {
 		began := d.slots[i].began.Load()
-		if began == 0 {
-			continue
-		}
-		if now == 0 {
-			now = d.clock()
-		}
-		if now-began > deadline-now {
+		if began != 0 && now-began > deadline-now {
 			return true
 		}
 	}
@@ -227,8 +220,8 @@ func (d *dispatcher) kick() {
 // call queues one request and waits for its answer, as wait does. A caller who finds a
 // slot free carries the batch itself, its own request and whatever else is waiting: that
 // saves a lone caller two changes of goroutine.
-func (d *dispatcher) call(ctx context.Context, r *request, deadline int64) (queued, unsent bool, err error) {
-	if err := d.post(r, deadline); err != nil {
+func (d *dispatcher) call(ctx context.Context, r *request, now, deadline int64) (queued, unsent bool, err error) {
+	if err := d.post(r, now, deadline); err != nil {
 		return false, true, err
 	}
 	if s := d.acquire(); s != nil {

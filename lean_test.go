@@ -464,7 +464,7 @@ func TestNoScriptRunsLongerThanItMay(t *testing.T) {
 			least, carried := time.Hour, ""
 			for range 8 {
 				for i := range c.calls {
-					aclMust(t, d.post(freshRequest().begin(opCharge, c.rule, keyHash{uint64(which), uint64(i) % c.keys}, newKeySpace("rf"), c.cost), 1<<62))
+					aclMust(t, d.post(freshRequest().begin(opCharge, c.rule, keyHash{uint64(which), uint64(i) % c.keys}, newKeySpace("rf"), c.cost), d.clock(), 1<<62))
 				}
 				slot := &d.slots[0]
 				d.gather(slot, nil)

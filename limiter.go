@@ -203,7 +203,7 @@ func (l *Limiter) deadline(ctx context.Context, start int64) (int64, error) {
 	end := start + int64(l.budget)
 	if at, ok := ctx.Deadline(); ok {
 		const margin = time.Millisecond
-		left := time.Until(at)
+		left := l.ring.until(at, start)
 		if left <= 0 {
 			return 0, context.DeadlineExceeded
 		}
@@ -237,7 +237,7 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 			return d, CauseNone, nil, nil
 		}
 	}
-	queued, unsent, err := s.charges.call(ctx, r, deadline)
+	queued, unsent, err := s.charges.call(ctx, r, start, deadline)
 	if !queued {
 		s.charges.settle(r, err)
 		r.release()

@@ -35,6 +35,10 @@ type denial struct {
 	state state
 	asked int64 // before the call left, ns of the ring's clock
 	until int64
+
+	// What a call of that cost was told then, so that no caller works it out again.
+	remaining    int64
+	retry, reset time.Duration
 }
 
 // nearSet holds the denials of the keys that fall into it, in no order.
@@ -118,7 +122,11 @@ func (c *nearCache) add(h keyHash, r *rule, cost int64, said state, asked, longe
 	if asked <= s.reset.Load() {
 		return
 	}
-	d := &denial{hash: h, rule: r, cost: cost, state: said, asked: asked, until: asked + life}
+	told := r.decide(said, false, cost)
+	d := &denial{
+		hash: h, rule: r, cost: cost, state: said, asked: asked, until: asked + life,
+		remaining: told.Remaining, retry: told.RetryAfter, reset: told.ResetAfter,
+	}
 	way, old := s.place(d)
 	if way == nil || !way.CompareAndSwap(old, d) {
 		return // somebody else was quicker, and theirs is as true
@@ -184,23 +192,29 @@ func (c *nearCache) count(now int64) map[*rule]int {
 	return out
 }
 
-// decision is what a caller is told at now: the state as it has become by itself.
+// decision is what a caller is told at now: the state as it has become by itself. Until the
+// denial ends the waits only get shorter by the time that has passed, and of what is left a
+// part of a unit may have come back: none that counts, if one unit was too much.
 func (d *denial) decision(cost, now int64) Decision {
-	s, r := d.state, d.rule
+	r := d.rule
 	passed := max(0, now-d.asked) / int64(time.Microsecond)
-	if r.algo == algoTokenBucket {
-		// Its clock may stand still first.
-		still := min(s.c, passed)
-		s.c -= still
-		if s.a -= passed - still; s.a < 0 {
-			s.a, s.b = 0, 0
-		}
-		return r.decide(s, false, cost)
+	retry, remaining := d.retry, d.remaining
+	if cost != d.cost {
+		retry = time.Duration(r.retryAfter(d.state, cost)) * time.Microsecond
 	}
-	out := r.decide(s, false, cost)
-	out.RetryAfter = max(time.Microsecond, out.RetryAfter-time.Duration(passed)*time.Microsecond)
-	out.ResetAfter = max(time.Microsecond, out.ResetAfter-time.Duration(passed)*time.Microsecond)
-	return out
+	if r.algo == algoTokenBucket && d.cost > 1 {
+		s := d.state
+		// Its clock may stand still first.
+		s.a -= passed - min(s.c, passed)
+		remaining = r.remaining(s)
+	}
+	since := time.Duration(passed) * time.Microsecond
+	return Decision{
+		Limit:      r.capacity,
+		Remaining:  remaining,
+		RetryAfter: max(time.Microsecond, retry-since),
+		ResetAfter: max(time.Microsecond, d.reset-since),
+	}
 }
 
 // near answers a call that need not go to the primary. While that is away the ladder has

@@ -251,6 +251,16 @@ func (r *Ring) clock() int64 {
 	return int64(r.config.Now().Sub(r.began))
 }
 
+// until is how long until at, when the ring's clock shows now. Two instants of the system's
+// monotonic clock are compared without reading it; what has none is the time of day, which
+// may have been set anew since Open.
+func (r *Ring) until(at time.Time, now int64) time.Duration {
+	if r.steady && at != at.Round(0) {
+		return at.Sub(r.began) - time.Duration(now)
+	}
+	return time.Until(at)
+}
+
 func (r *Ring) owner(h keyHash) *shard {
 	m := &r.members[r.table.owner(h.hi)]
 	if m.cluster != nil {

@@ -120,7 +120,7 @@ type Config struct {
 	MaxLocalKeys int
 	// NearCacheKeys is the most denials kept in this process so that calls which the
 	// primary would deny need not ask it, see WithNearCache: up to 16,777,216, default
-	// 16,384 (about 130 KB, and 110 bytes for each denial in it), rounded up to a power of
+	// 16,384 (about 130 KB, and 130 bytes for each denial in it), rounded up to a power of
 	// two; negative: none.
 	NearCacheKeys int
 	// Breaker is the circuit breaker of every shard.
