@@ -208,19 +208,23 @@ func makeFixture(c catalog) *fixture {
 			slow *= 0.9999 // the last hiccups are rounded away
 			for _, limit := range fixtureLimits {
 				part := limit.part
+				// Callers that are denied come again at once, but for those of export; what the
+				// primary denied is repeated without asking it.
+				cached := (denied - bad*0.15) * 0.6 * (1 + 0.1*math.Sin(float64(n)/30+part*20)) * isTrue(limit.name != "export")
 				l := who + `,limit="` + limit.name + `"`
 				for _, x := range []struct {
 					outcome, source string
 					add             float64
 				}{
-					{"allowed", "primary", allowed - bad*0.85}, {"denied", "primary", denied - bad*0.15},
+					{"allowed", "primary", allowed - bad*0.85}, {"denied", "primary", denied - bad*0.15 - cached},
+					{"denied", "cache", cached},
 					{"allowed", "replica", (bad - open) * 0.85}, {"denied", "replica", (bad - open) * 0.15},
 					{"allowed", "policy", open}, {"denied", "policy", 0}, {"allowed", "local", 0}, {"denied", "local", 0},
 					{"error", "none", 3}, {"canceled", "none", decided * 0.0002},
 				} {
 					count("ratelimiter_decisions", `ratelimiter_decisions_total{`+l+`,outcome="`+x.outcome+`",source="`+x.source+`"}`, part*math.Max(0, x.add))
 				}
-				f.addLimit(count, l, limit, part*decided, part*allowed, n)
+				f.addLimit(count, l, limit, part*decided, part*allowed, part*cached, n)
 			}
 			f.addProcess(count, who, n, p, decided, bad)
 			for name, b := range map[string]float64{"redis_availability": bad, "decision_latency": slow} {
