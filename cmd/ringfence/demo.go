@@ -282,7 +282,7 @@ func (d *demo) start(ctx context.Context) error {
 // open is what every app does.
 func (d *demo) open(ctx context.Context, name string) (*app, error) {
 	ring, err := ringfence.Open(ctx, ringfence.Config{
-		NearCacheKeys:    -1, // the table shows who answers each call
+		NearCacheKeys:    -1, // denials that an app repeats by itself would hide which shard answers, and which is away
 		Shards:           d.cluster.shards(),
 		Instances:        appCount,
 		InstanceID:       name,
