@@ -10,7 +10,7 @@ import (
 const MaxObservers = 8
 
 // Observer is told of every call of Allow, AllowN and AllowMany after it was decided or
-// refused, once, in the caller's goroutine and before the call returns: what it takes is
+// refused, but not of an AllowMany without requests, which decides nothing; once, in the caller's goroutine and before the call returns: what it takes is
 // added to the call. It must be safe for concurrent use and must not wait. One that panics
 // is logged and changes no decision. Package oteltrace has one for OpenTelemetry.
 //
@@ -44,8 +44,11 @@ type Observation struct {
 
 // decided counts the answer to an Allow or AllowN and tells the observers.
 func (l *Limiter) decided(ctx context.Context, s *shard, key string, d *Decision, cost, start int64) {
-	if l.metrics == nil && l.top == nil && len(l.ring.config.Observers) == 0 {
-		return // reading the clock is most of what a call answered here costs
+	if l.metrics == nil && len(l.ring.config.Observers) == 0 {
+		// Top keys need no second look at the clock, which would be most of what a call
+		// answered here costs.
+		l.top.decided(key, d.Allowed, start)
+		return
 	}
 	now := l.ring.clock()
 	took := time.Duration(now - start)

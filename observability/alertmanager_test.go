@@ -1,7 +1,6 @@
 package observability_test
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"fmt"
@@ -52,47 +51,8 @@ func TestPagesGoToThePagerAndTicketsToTheTickets(t *testing.T) {
 // startAlertmanager starts an Alertmanager with the example and returns its address.
 func startAlertmanager(t testing.TB) string {
 	t.Helper()
-	// As for Prometheus: it ends with its standard input, at the latest with this process.
-	cmd := exec.Command("sh", "-c", `"$@" & p=$!; read -r _; kill "$p"; wait "$p"`, "sh",
-		"prometheus-alertmanager", "--config.file="+alertmanagerConfig, "--storage.path="+t.TempDir(),
+	return startDaemon(t, alertmanagerListens, "prometheus-alertmanager", "--config.file="+alertmanagerConfig, "--storage.path="+t.TempDir(),
 		"--web.listen-address=127.0.0.1:0", "--cluster.listen-address=", "--log.format=logfmt")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	address, done := make(chan string, 1), make(chan string, 1)
-	go func() {
-		var log strings.Builder
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			log.WriteString(lines.Text() + "\n")
-			if m := alertmanagerListens.FindStringSubmatch(lines.Text()); m != nil {
-				address <- m[1]
-			}
-		}
-		done <- log.String()
-	}()
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		<-done
-		_ = cmd.Wait() // it was killed, which is what was wanted
-	})
-	select {
-	case a := <-address:
-		return "http://" + a
-	case log := <-done:
-		done <- log
-		t.Fatalf("alertmanager ended:\n%s", log)
-	case <-time.After(time.Minute):
-		t.Fatal("alertmanager does not listen after a minute")
-	}
-	return ""
 }
 
 var alertmanagerListens = regexp.MustCompile(`address=(127\.0\.0\.1:\d+)`)

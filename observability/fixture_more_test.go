@@ -132,13 +132,13 @@ func (f *fixture) addHistogram(name, l string, n, median, spread float64) {
 }
 
 // addLimit adds what a process exports about a limit, beside its decisions.
-func (f *fixture) addLimit(count counting, l string, limit fixtureLimit, decided, allowed float64, n int) {
+func (f *fixture) addLimit(count counting, l string, limit fixtureLimit, decided, allowed, cached float64, n int) {
 	const r = "ratelimiter_"
 	wave := 1 + 0.1*math.Sin(float64(n)/30+limit.part*20)
 	count(r+"tokens_requested", r+"tokens_requested_total{"+l+"}", decided*1.3)
 	count(r+"tokens_granted", r+"tokens_granted_total{"+l+"}", allowed*1.25)
 	count(r+"near_limit", r+"near_limit_total{"+l+"}", decided*0.08*wave)
-	count(r+"near_cache_hits", r+"near_cache_hits_total{"+l+"}", decided*0.03*wave*isTrue(limit.name != "export"))
+	count(r+"near_cache_hits", r+"near_cache_hits_total{"+l+"}", cached)
 	f.add(r+"near_cache_entries", "gauge", r+"near_cache_entries{"+l+"}", math.Round(60*wave*isTrue(limit.name != "export")))
 	f.add(r+"limit_capacity", "gauge", r+"limit_capacity{"+l+"}", limit.capacity)
 	f.add(r+"limit_window_seconds", "gauge", r+"limit_window_seconds{"+l+"}", limit.window)

@@ -8,7 +8,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -208,19 +207,23 @@ func makeFixture(c catalog) *fixture {
 			slow *= 0.9999 // the last hiccups are rounded away
 			for _, limit := range fixtureLimits {
 				part := limit.part
+				// Callers that are denied come again at once, but for those of export; what the
+				// primary denied is repeated without asking it.
+				cached := (denied - bad*0.15) * 0.6 * (1 + 0.1*math.Sin(float64(n)/30+part*20)) * isTrue(limit.name != "export")
 				l := who + `,limit="` + limit.name + `"`
 				for _, x := range []struct {
 					outcome, source string
 					add             float64
 				}{
-					{"allowed", "primary", allowed - bad*0.85}, {"denied", "primary", denied - bad*0.15},
+					{"allowed", "primary", allowed - bad*0.85}, {"denied", "primary", denied - bad*0.15 - cached},
+					{"denied", "cache", cached},
 					{"allowed", "replica", (bad - open) * 0.85}, {"denied", "replica", (bad - open) * 0.15},
 					{"allowed", "policy", open}, {"denied", "policy", 0}, {"allowed", "local", 0}, {"denied", "local", 0},
 					{"error", "none", 3}, {"canceled", "none", decided * 0.0002},
 				} {
 					count("ratelimiter_decisions", `ratelimiter_decisions_total{`+l+`,outcome="`+x.outcome+`",source="`+x.source+`"}`, part*math.Max(0, x.add))
 				}
-				f.addLimit(count, l, limit, part*decided, part*allowed, n)
+				f.addLimit(count, l, limit, part*decided, part*allowed, part*cached, n)
 			}
 			f.addProcess(count, who, n, p, decided, bad)
 			for name, b := range map[string]float64{"redis_availability": bad, "decision_latency": slow} {
@@ -266,49 +269,8 @@ func startHistory(t testing.TB) history {
 	if err := os.WriteFile(config, nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// The shell ends Prometheus when its standard input does, which happens at the latest
-	// when this process is gone, however that comes about.
-	cmd := exec.Command("sh", "-c", `"$@" & p=$!; read -r _; kill "$p"; wait "$p"`, "sh",
-		"prometheus", "--config.file="+config, "--storage.tsdb.path="+blocks, "--storage.tsdb.retention.time=100y",
-		"--web.listen-address=127.0.0.1:0", "--log.format=logfmt")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stderr, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	address := make(chan string, 1)
-	done := make(chan string, 1)
-	go func() {
-		var log strings.Builder
-		for lines := bufio.NewScanner(stderr); lines.Scan(); {
-			log.WriteString(lines.Text() + "\n")
-			if m := listening.FindStringSubmatch(lines.Text()); m != nil {
-				address <- m[1]
-			}
-		}
-		done <- log.String()
-	}()
-	t.Cleanup(func() {
-		_ = stdin.Close()
-		<-done
-		_ = cmd.Wait() // it was killed, which is what was wanted
-	})
-	var h history
-	select {
-	case a := <-address:
-		h.url = "http://" + a
-	case log := <-done:
-		done <- log
-		t.Fatalf("prometheus ended:\n%s", log)
-	case <-time.After(time.Minute):
-		t.Fatal("prometheus does not listen after a minute")
-	}
+	h := history{startDaemon(t, listening, "prometheus", "--config.file="+config, "--storage.tsdb.path="+blocks, "--storage.tsdb.retention.time=100y",
+		"--web.listen-address=127.0.0.1:0", "--log.format=logfmt")}
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) { // it says when, but only to those who ask
 		r, err := http.Get(h.url + "/-/ready")
 		if err == nil {

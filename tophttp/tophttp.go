@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -49,6 +50,8 @@ type view struct {
 	Keys        []row   `json:"keys"`
 
 	Shards []string `json:"-"`
+	N      string   `json:"-"` // as it was asked for, for the form to keep
+	MaxN   int      `json:"-"`
 }
 
 type row struct {
@@ -90,7 +93,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func (h *handler) view(query url.Values) (view, error) {
-	v := view{By: "denied", Limiter: query.Get("limiter"), Shard: query.Get("shard"), Keys: []row{}}
+	v := view{By: "denied", MaxN: ringfence.MaxTop, Limiter: query.Get("limiter"), Shard: query.Get("shard"), Keys: []row{}}
 	q := ringfence.TopQuery{By: ringfence.TopDenied, Limiter: v.Limiter, Shard: v.Shard}
 	switch s := query.Get("by"); s {
 	case "", "denied":
@@ -104,6 +107,7 @@ func (h *handler) view(query url.Values) (view, error) {
 		if q.N, err = strconv.Atoi(s); err != nil || q.N < 1 {
 			return v, fmt.Errorf("n = %.64q: must be 1 to %d", s, ringfence.MaxTop)
 		}
+		v.N = strconv.Itoa(q.N)
 	}
 	list, err := h.ring.Top(q)
 	if err != nil {
@@ -148,8 +152,16 @@ func printable(s string) string {
 	return strings.ReplaceAll(quoted[1:len(quoted)-1], `\"`, `"`)
 }
 
+// span is a time in seconds below two minutes, in minutes above.
+func span(seconds float64) string {
+	if d := time.Duration(seconds * float64(time.Second)); d < 2*time.Minute {
+		return fmt.Sprintf("%.1f seconds", d.Seconds())
+	}
+	return fmt.Sprintf("%.1f minutes", seconds/60)
+}
+
 var page = template.Must(template.New("top").Funcs(template.FuncMap{
-	"minutes": func(seconds float64) string { return fmt.Sprintf("%.1f", seconds/60) },
+	"span": span,
 }).Parse(`<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>ringfence: top keys by {{.By}}</title>
 <style>
@@ -162,9 +174,10 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{white-space:pr
 <label>by <select name="by"><option{{if eq .By "denied"}} selected{{end}}>denied</option><option{{if eq .By "calls"}} selected{{end}}>calls</option></select></label>
 <label>limiter <input name="limiter" value="{{.Limiter}}" placeholder="all"></label>
 <label>shard <select name="shard"><option value="">all</option>{{range .Shards}}<option{{if eq . $.Shard}} selected{{end}}>{{.}}</option>{{end}}</select></label>
+<label>keys <input name="n" type="number" min="1" max="{{.MaxN}}" value="{{.N}}" placeholder="20"></label>
 <button>show</button>
 </form>
-<p>{{.Total}} {{if eq .By "denied"}}denied calls{{else}}calls{{end}} of this process in the last {{minutes .SpanSeconds}} minutes{{if gt .OneIn 1}}, a part of them counted one in {{.OneIn}}{{end}}.</p>
+<p>{{.Total}} {{if eq .By "denied"}}denied calls{{else}}calls{{end}} of this process in the last {{span .SpanSeconds}}{{if gt .OneIn 1}}, a part of them counted one in {{.OneIn}}{{end}}.</p>
 <table><thead><tr><th>key</th><th>limiter</th><th>shard</th><th class="n">at least</th><th class="n">at most</th><th>name in Redis</th></tr></thead><tbody>
 {{range .Keys}}<tr><td><code>{{.Key}}</code></td><td>{{.Limiter}}</td><td>{{.Shard}}</td><td class="n">{{.AtLeast}}</td><td class="n">{{.AtMost}}</td><td><code>{{.RedisKey}}</code></td></tr>
 {{else}}<tr><td colspan="6">none</td></tr>

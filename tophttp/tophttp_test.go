@@ -205,3 +205,20 @@ func TestWhatCannotBeShownIsRefused(t *testing.T) {
 		t.Error("an empty list does not say so")
 	}
 }
+
+func TestTheFormKeepsWhatWasAskedFor(t *testing.T) {
+	h := tophttp.New(open(t, hostile...), nil)
+	page := get(h, "/top?by=calls&limiter=api&n=7").Body.String()
+	for _, want := range []string{`name="n" type="number" min="1" max="100" value="7"`, `<option selected>calls`, `name="limiter" value="api"`} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page has no %s", want)
+		}
+	}
+	if page := get(h, "/top").Body.String(); !strings.Contains(page, `value="" placeholder="20"`) {
+		t.Error("without n the form does not say that 20 are shown")
+	}
+	// A first look is not "0.0 minutes".
+	if page := get(h, "/top").Body.String(); !strings.Contains(page, "seconds") || strings.Contains(page, "minutes") {
+		t.Error("the span of a ring just opened is not in seconds")
+	}
+}

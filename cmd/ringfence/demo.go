@@ -60,27 +60,10 @@ var standardScript = script{
 // runDemo reads the flags and plays.
 func runDemo(ctx context.Context, args []string, s script, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
-	flags.SetOutput(stderr)
 	servers := flags.Bool("redis", false, "start real redis-servers, each shard with a replica, instead of embedded shards")
 	noColor := flags.Bool("no-color", false, "use no colours (so does the environment variable NO_COLOR)")
-	help := func(w io.Writer) {
-		fmt.Fprint(w, demoUsage)
-		flags.SetOutput(w)
-		flags.PrintDefaults()
-	}
-	flags.Usage = func() {}
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		help(stdout)
-		return exitOK
-	case err != nil:
-		fmt.Fprintln(stderr)
-		help(stderr)
-		return exitUsage
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "ringfence demo: unexpected argument %q\n\n", flags.Arg(0))
-		help(stderr)
-		return exitUsage
+	if code, done := parse(flags, demoUsage, args, stdout, stderr); done {
+		return code
 	}
 	live := isTerminal(stdout)
 	d := &demo{
@@ -282,7 +265,7 @@ func (d *demo) start(ctx context.Context) error {
 // open is what every app does.
 func (d *demo) open(ctx context.Context, name string) (*app, error) {
 	ring, err := ringfence.Open(ctx, ringfence.Config{
-		NearCacheKeys:    -1, // the table shows who answers each call
+		NearCacheKeys:    -1, // denials that an app repeats by itself would hide which shard answers, and which is away
 		Shards:           d.cluster.shards(),
 		Instances:        appCount,
 		InstanceID:       name,

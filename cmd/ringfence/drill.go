@@ -61,28 +61,12 @@ var standardDrill = drillPlan{scale: 60}
 // runDrill reads the flags and rehearses.
 func runDrill(ctx context.Context, args []string, plan drillPlan, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("drill", flag.ContinueOnError)
-	flags.SetOutput(stderr)
 	scale := flags.Int("scale", plan.scale, "how many times faster than life: the windows of the rules are divided by it, 20 to 120")
 	noColor := flags.Bool("no-color", false, "use no colours (so does the environment variable NO_COLOR)")
-	help := func(w io.Writer) {
-		fmt.Fprint(w, drillUsage)
-		flags.SetOutput(w)
-		flags.PrintDefaults()
+	if code, done := parse(flags, drillUsage, args, stdout, stderr); done {
+		return code
 	}
-	flags.Usage = func() {}
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		help(stdout)
-		return exitOK
-	case err != nil:
-		fmt.Fprintln(stderr)
-		help(stderr)
-		return exitUsage
-	case flags.NArg() > 0:
-		fmt.Fprintf(stderr, "ringfence drill: unexpected argument %q\n\n", flags.Arg(0))
-		help(stderr)
-		return exitUsage
-	case *scale < 20 || *scale > 120:
+	if *scale < 20 || *scale > 120 {
 		fmt.Fprintf(stderr, "ringfence drill: --scale=%d: must be 20 to 120: slower takes longer than a drill may, faster leaves no samples in a window\n", *scale)
 		return exitUsage
 	}

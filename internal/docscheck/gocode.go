@@ -33,6 +33,7 @@ var wellKnown = map[string]string{
 	"strconv": "strconv", "strings": "strings", "sync": "sync", "testing": "testing", "time": "time",
 	"prometheus": "github.com/prometheus/client_golang/prometheus",
 	"promhttp":   "github.com/prometheus/client_golang/prometheus/promhttp",
+	"otel":       "go.opentelemetry.io/otel",
 	"redis":      "github.com/redis/go-redis/v9",
 }
 

@@ -34,8 +34,7 @@ const (
 type Sketch struct {
 	half    int64 // ns
 	seed    maphash.Seed
-	mask    atomic.Uint32 // 0: every call counts; else one in mask+1
-	epoch   atomic.Int64  // the half window in which mask was last set to 0
+	sample  atomic.Int64 // before this instant one call in OneIn counts: the end of a half window
 	stripes [Stripes]stripe
 }
 
@@ -82,21 +81,33 @@ func NewSketch(counters int, window time.Duration) *Sketch {
 // Add counts one call for a key at the instant now, in ns on any clock that begins at 0.
 // draw are 32 random bits; whoever adds to two Sketches can draw once for both.
 func (s *Sketch) Add(key string, now int64, draw uint32) {
-	mask := s.mask.Load()
-	if mask != 0 && now >= (s.epoch.Load()+1)*s.half {
-		mask = 0 // it was of a half window that is over
-	}
-	if draw&mask != 0 {
+	// This is all that most calls of a busy limiter cost: small enough to be inlined.
+	if draw%OneIn != 0 && now < s.sample.Load() {
 		return
+	}
+	s.count(key, now, draw)
+}
+
+// count counts a call for itself, or for OneIn if it is drawn.
+func (s *Sketch) count(key string, now int64, draw uint32) {
+	weight := uint64(1)
+	if now < s.sample.Load() {
+		if draw%OneIn != 0 {
+			return // sampling has just begun
+		}
+		weight = OneIn
 	}
 	t := &s.stripes[maphash.String(s.seed, key)%Stripes]
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	s.turn(t, now)
-	t.present.Add(key, uint64(mask)+1)
-	t.sampled = t.sampled || mask != 0
-	if t.counted++; t.counted == ExactPerStripe {
-		s.mask.Store(OneIn - 1)
+	t.present.Add(key, weight)
+	t.sampled = t.sampled || weight > 1
+	t.counted++
+	// Not only at the first call past the bound: another stripe that is still in the half
+	// window before may have overwritten it.
+	if end := (t.epoch + 1) * s.half; t.counted >= ExactPerStripe && s.sample.Load() < end {
+		s.sample.Store(end)
 	}
 }
 
@@ -114,9 +125,6 @@ func (s *Sketch) turn(t *stripe, now int64) {
 		t.sampling = false
 	}
 	t.epoch, t.counted, t.sampled = epoch, 0, false
-	if old := s.epoch.Load(); old < epoch && s.epoch.CompareAndSwap(old, epoch) {
-		s.mask.Store(0)
-	}
 }
 
 // Top returns at most n keys of those that keep accepts, the most frequent first. keep is
