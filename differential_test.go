@@ -311,14 +311,6 @@ func (s *diffServer) deadline(wall, ttl int64) int64 {
 	return wall + ttl*1000 - 1
 }
 
-// left is how many ms a key with this deadline has at wall.
-func (s *diffServer) left(deadline, wall int64) int64 {
-	if !s.embedded {
-		return deadline - wall
-	}
-	return (deadline + 1 - wall) / 1000
-}
-
 // diffStats say what a run has exercised.
 type diffStats struct {
 	ops, refills, denials          int
