@@ -107,6 +107,9 @@ func classify(err error) *errorType {
 		}
 		return typeOther
 	}
+	if errors.Is(err, errRedirected) {
+		return typeMoved
+	}
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
 	var record tls.RecordHeaderError

@@ -45,6 +45,7 @@ func TestWhatServersAndConnectionsSayIsUnderstood(t *testing.T) {
 		{"a slow script", serverSaid("BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE."), typeBusy},
 		{"a cluster without all slots", serverSaid("CLUSTERDOWN The cluster is down"), typeClusterDown},
 		{"a slot on the move", serverSaid("TRYAGAIN Multiple keys request during rehashing of slot"), typeMoved},
+		{"a slot of which masters disagree whose it is", fmt.Errorf("charging: %w", errRedirected), typeMoved},
 		{"a slot elsewhere", serverSaid("MOVED 3999 127.0.0.1:6381"), typeMoved},
 		{"a slot half elsewhere", serverSaid("ASK 3999 127.0.0.1:6381"), typeMoved},
 		{"no password", serverSaid("NOAUTH Authentication required."), typeAuth},

@@ -664,6 +664,21 @@ func TestAKeyWithoutATTLGetsOneWithinAMinuteOfCallsEvenIfDenied(t *testing.T) {
 	})
 }
 
+// A log that was begun under a short window lives as long as a longer one needs it.
+func TestALongerWindowLengthensTheTTLAtOnce(t *testing.T) {
+	onEachPlace(t, 1, func(t *testing.T, p *suitePlace) {
+		short := suiteLimiter(t, p.open(t), "w", ringfence.SlidingLog{Limit: 10, Window: time.Second})
+		long := suiteLimiter(t, p.open(t), "w", ringfence.SlidingLog{Limit: 10, Window: time.Hour})
+		takeExactly(t, short, "k", 1)
+		p.step(time.Millisecond)
+		takeExactly(t, long, "k", 9)
+		p.step(70 * time.Second)
+		if d := takeExactly(t, long, "k", 10); d.Allowed {
+			t.Error("10 more of 10 an hour are admitted 70 s after 9")
+		}
+	})
+}
+
 // hostileKeys would do harm if they were part of a key's name, a pattern or a command.
 var hostileKeys = []string{
 	"{", "}", "}{", "{}", "{a}", "{b}", "a}b{c", "{{x}}", "\n", "\r\nFLUSHALL\r\n", "\x00", "a\x00b", "a\x00",

@@ -253,8 +253,7 @@ var mutations = []struct{ name, old, mutant string }{
 	{"a time to live is a millisecond short", "floor(us / 1000) + 1 +", "floor(us / 1000) +"},
 	{"a bucket's time to live is not renewed in time", "full - full % minute_us + minute_us then keep", "full + minute_us then keep"},
 	{"a bucket's time to live is never renewed", "full - full % minute_us + minute_us then keep", "9e15 then keep"},
-	{"a log's time to live is not renewed in time", "if anew or score < t - t % minute_us then keep", "if anew or score < t - minute_us then keep"},
-	{"a log's time to live is never renewed", "if anew or score < t - t % minute_us then keep", "if anew then keep"},
+	{"a log's time to live is not renewed in time", "call('PTTL', key) < floor(", "call('PTTL', key) < 0 * floor("},
 	{"a bucket does not say that its clock stands still", "return 0, granted, d, r, t - now\nend\nlocal function log_name", "return 0, granted, d, r, 0\nend\nlocal function log_name"},
 
 	{"a hit counts one microsecond too long", "format('%d', t - limit[3]))", "string.format('%.0f', t - limit[3] - 1))"},

@@ -311,6 +311,14 @@ func (s *diffServer) deadline(wall, ttl int64) int64 {
 	return wall + ttl*1000 - 1
 }
 
+// left is how many ms a key with this deadline has at wall.
+func (s *diffServer) left(deadline, wall int64) int64 {
+	if !s.embedded {
+		return deadline - wall
+	}
+	return (deadline + 1 - wall) / 1000
+}
+
 // diffStats say what a run has exercised.
 type diffStats struct {
 	ops, refills, denials          int
@@ -400,7 +408,7 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		} else {
 			var ttl int64
 			want, ttl, tr = k.charge(c.limit, now, m)
-			if ttl > 0 && tr.Renewed {
+			if ttl > 0 && (tr.Renewed || k.isLog && d.server.left(k.deadline, wall) < ttl) {
 				k.expires, k.deadline = true, d.server.deadline(wall, ttl+model.SpareMillis)
 				renewed[k] = ttl
 			}

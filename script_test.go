@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "7ed7d1ab9b4b236807670b229c38664e20d04cda"},
+		{"charge on Redis", redisScripts.charge, "1b3451d7881652926225f8fa844f134dbec6fc04"},
 		{"look on Redis", redisScripts.look, "a8f1797be1464c1d8ebe34b22a18fe0ce2b2ae80"},
-		{"charge, plain", plainScripts.charge, "90d0fe583ffbe386299a10e727d098b20728a3f3"},
+		{"charge, plain", plainScripts.charge, "a7a9c9f52852f78c24815c144440a8332e093af1"},
 		{"look, plain", plainScripts.look, "cc3e264219da6f2285aa660eb00dc7010a1321b3"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},

@@ -1,9 +1,11 @@
 package ringfence
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -278,19 +280,29 @@ func (g *ledger) end(h keyHash) (owes bool) {
 	return d.owes
 }
 
-// some are up to n of the keys whose debit may go.
-func (g *ledger) some(n int) map[keyHash]*Limiter {
+// debtor is a key that owes, and whose it is.
+type debtor struct {
+	hash keyHash
+	of   *Limiter
+}
+
+// some are up to n of the keys whose debit may go, in the order of their hashes, so that the
+// same keys are told in the same way each time.
+func (g *ledger) some(n int) []debtor {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := make(map[keyHash]*Limiter, min(n, len(g.keys)))
+	out := make([]debtor, 0, min(n, len(g.keys)))
 	for h, d := range g.keys {
 		if len(out) == n {
 			break
 		}
 		if d.ready() {
-			out[h] = d.of
+			out = append(out, debtor{h, d.of})
 		}
 	}
+	slices.SortFunc(out, func(a, b debtor) int {
+		return cmp.Or(cmp.Compare(a.hash.hi, b.hash.hi), cmp.Compare(a.hash.lo, b.hash.lo))
+	})
 	return out
 }
 
@@ -425,9 +437,9 @@ func notSent(err error) bool {
 func (s *shard) forfeit() {
 	now, units := s.ring.clock(), int64(0)
 	owing := s.ledger.some(math.MaxInt)
-	for h, l := range owing {
-		s.ring.local.find(h, func(e *localEntry) {
-			for o := e.takeOwed(l.rule, now); o.units > 0; o = e.takeOwed(l.rule, now) {
+	for _, k := range owing {
+		s.ring.local.find(k.hash, func(e *localEntry) {
+			for o := e.takeOwed(k.of.rule, now); o.units > 0; o = e.takeOwed(k.of.rule, now) {
 				units += o.units
 			}
 		})
@@ -469,10 +481,10 @@ func (s *shard) settleSome() bool {
 	var sent []*request
 	some := s.ledger.some(s.ring.config.MaxBatch)
 	ok := len(some) > 0
-	for h, l := range some {
-		r := s.ring.newRequest(opCharge, l.rule, h, 1)
+	for _, k := range some {
+		r := s.ring.newRequest(opCharge, k.of.rule, k.hash, 1)
 		r.count = 0
-		s.attach(r, l)
+		s.attach(r, k.of)
 		if r.debit == "" {
 			r.release()
 			r.release()

@@ -14,9 +14,9 @@ local now_text = format('%d', now)
 --@charge
 -- A key is needed until some instant, its end, and rising calls put that off. Changing a
 -- time to live is dear, and a key that lives for milliseconds is dearer still, because
--- Redis searches for keys that have expired. So a key lives for at least as long as any
--- end in the same minute of its clock would need: it gets another time to live when its
--- end passes into another minute, and a minute to spare each time.
+-- Redis searches for keys that have expired. So a key gets a minute more than it needs. A
+-- bucket, which says under which limit it was written, gets another time to live when its
+-- end passes into another minute of its clock; a log when it has less than it needs.
 local minute_us, minute_ms = 60000000, 60000
 local slack_ms = 5000
 local function keep(key, us)

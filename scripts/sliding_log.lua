@@ -9,8 +9,8 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and the offset in force. TTL: one window, plus slack and
---   a minute; see keep in head.lua.
+--   and the offset in force. TTL: one window, plus slack, plus
+--   up to a minute to spare.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
 --   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
 --   of count were admitted;
@@ -161,7 +161,10 @@ local function log_charge(key, limit, cost, count, debit)
       expired = expired - some
     end
     log_add(key, t, seq, units, suffix)
-    if anew or score < t - t % minute_us then keep(key, limit[3] + gap) end
+    -- Under which window its time to live was set a log does not say.
+    if anew or call('PTTL', key) < floor((limit[3] + gap) / 1000) + 1 + slack_ms then
+      keep(key, limit[3] + gap)
+    end
     used = used + units
     local wait = 0
     if granted < count then wait = log_wait(key, limit, t, gap, expired, used, cost) end

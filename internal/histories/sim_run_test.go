@@ -161,9 +161,6 @@ func (s *simulation) open() error {
 	}
 	processes := 1 + s.plan.IntN(3)
 	limit := int64(8 + s.plan.IntN(40))
-	if s.plan.IntN(2) == 0 { // or what is told twice would hide behind a limit that is used up
-		limit *= 10
-	}
 	policy := ringfence.FailurePolicy(s.plan.IntN(3))
 	for i := range processes {
 		chance := mix(s.seed, 4, uint64(i))
@@ -287,7 +284,7 @@ func (s *simulation) storm(shard string, server *simServer, draw draws, end time
 			length = draw.between(time.Second, 12*time.Second)
 		}
 		wait := func() { time.Sleep(min(length, time.Until(end)+draw.between(0, time.Second))) }
-		switch draw.IntN(13) {
+		switch draw.IntN(9) {
 		case 0:
 			server.set(weather{slow: draw.between(0, 4*s.budget)})
 			wait()
@@ -323,13 +320,6 @@ func (s *simulation) storm(shard string, server *simServer, draw draws, end time
 			if shard != "" {
 				s.recorder.Wiped(shard, server.m.FlushAll)
 			}
-			wait()
-		default:
-			// Away for long enough that shares are dealt out, and then nobody knows whether
-			// what they admitted has been told.
-			server.kill()
-			wait()
-			server.set(weather{cutDebts: true})
 			wait()
 		}
 		server.set(weather{})

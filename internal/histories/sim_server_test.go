@@ -9,7 +9,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -49,7 +48,6 @@ type weather struct {
 	lost     float64       // part of requests after which the connection is cut, unexecuted
 	cut      float64       // part of requests that are executed, and the connection cut
 	says     string        // what it answers to everything
-	cutDebts bool          // what tells debits is executed, and the connection cut
 }
 
 // plant is a bug put in on purpose.
@@ -60,7 +58,6 @@ const (
 	twice         // now and then a charge is executed twice
 	forget        // now and then what a key had used is forgotten after a charge
 	flush         // once, all keys are forgotten
-	debts         // every call that tells a debit is executed twice
 )
 
 func newSimServer(addr string, seed uint64, master bool) *simServer {
@@ -130,17 +127,10 @@ func (s *simServer) keepLocked(text string) string {
 
 func (s *simServer) run(c *server.Peer, text string, args []string, writes bool) {
 	s.mu.Lock()
-	master, bug, silent := s.master, nothing, s.weather.cutDebts && tellsDebit(args)
+	master, bug := s.master, nothing
 	if writes && master {
 		s.writes++
-		hit := mix(s.seed, 9, s.writes)%8 == 0
-		switch s.plant {
-		case flush:
-			hit = s.writes == 20
-		case debts:
-			hit = tellsDebit(args)
-		}
-		if hit {
+		if s.plant == flush && s.writes == 20 || s.plant != flush && mix(s.seed, 9, s.writes)%8 == 0 {
 			bug = s.plant
 		}
 	}
@@ -150,36 +140,15 @@ func (s *simServer) run(c *server.Peer, text string, args []string, writes bool)
 		return
 	}
 	do := func(c *server.Peer) { s.m.Server().Dispatch(c, append([]string{"EVAL", text}, args...)) }
-	if silent {
-		do(server.NewPeer(bufio.NewWriter(io.Discard)))
-		c.Close()
-		return
-	}
 	do(c)
 	switch bug {
-	case twice, debts:
+	case twice:
 		do(server.NewPeer(bufio.NewWriter(io.Discard)))
 	case forget:
 		s.m.Del(args[1])
 	case flush:
 		s.m.FlushAll()
 	}
-}
-
-// tellsDebit says whether any entry of a script call has a debit; see scripts/frame.lua.
-func tellsDebit(args []string) bool {
-	const ofEntry = 4
-	keys, err := strconv.Atoi(args[0])
-	if err != nil || len(args) < 2+keys {
-		return false
-	}
-	entries := args[len(args)-ofEntry*keys:]
-	for i := ofEntry - 1; i < len(entries); i += ofEntry {
-		if entries[i] != "0" {
-			return true
-		}
-	}
-	return false
 }
 
 func (s *simServer) info() string {

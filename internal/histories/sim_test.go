@@ -92,19 +92,3 @@ func TestPlantedBugsAreCaughtInTheSimulation(t *testing.T) {
 		})
 	}
 }
-
-// What shares admitted must be told once. That it was told twice shows only where shares are
-// dealt out, and where the limit is not used up by it.
-func TestDebitsToldTwiceAreCaughtInTheSimulation(t *testing.T) {
-	t.Log("embedded redis in memory, in virtual time")
-	const seeds, least = 40, 4
-	caught := 0
-	for seed := uint64(1); seed <= seeds; seed++ {
-		if err := Check(simulate(t, seed, debts).events); err != nil {
-			caught++
-		}
-	}
-	if t.Logf("caught in %d of %d seeds", caught, seeds); caught < least {
-		t.Errorf("caught in %d seeds, want at least %d", caught, least)
-	}
-}

@@ -44,8 +44,9 @@ type Trace struct {
 	Converted  bool // a bucket was written under another limit
 	Anew       bool // a log of which nothing counted any more was started anew
 	Trimmed    bool // a log forgot some hits and kept others that no longer count
-	// Renewed: the key got another time to live. It was made or mended, or the end of its
-	// use passed into another minute.
+	// Renewed: the key got another time to live. It was made or mended, or the end of a
+	// bucket's use passed into another minute. A log gets one, too, when it has less than
+	// Charge returns.
 	Renewed bool
 
 	// How many hits of a log leave the window at this very instant, one us later,
@@ -336,7 +337,6 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 		forget := min(gone, int(max(256, 2*units)))
 		g.hits, gone = g.hits[forget:], gone-forget
 		tr.Trimmed = gone > 0
-		tr.Renewed = tr.Renewed || minute(g.hits[len(g.hits)-1]) != minute(clock) // the newest ends last
 		g.insert(clock, units)
 	}
 	if write {
