@@ -13,6 +13,15 @@ package ringfence
 type group struct {
 	follow *request // the next one
 	tail   *request // in the first: the last one
+	leaser *request // in the first: the one of them that wants more, for a lease
+}
+
+// asks is how many calls an entry stands for, those of a lease after all others.
+func (r *request) asks() int64 {
+	if r.leaser == nil {
+		return r.count
+	}
+	return r.count + r.leaser.wants
 }
 
 // grouper forms the entries of one batch.
@@ -72,7 +81,8 @@ func (g *grouper) joins(r *request) bool {
 	e := s.last
 	// What tells a debit tells it before its own call, so it begins an entry; and what only
 	// tells a debit admits nobody.
-	return e.rule == r.rule && e.cost == r.cost && e.count > 0 && r.count == 1 && r.debit == ""
+	return e.rule == r.rule && e.cost == r.cost && e.count > 0 && r.count == 1 && r.debit == "" &&
+		(e.leaser == nil || r.wants == 0)
 }
 
 // add puts a request into the batch, and returns the batch.
@@ -86,10 +96,16 @@ func (g *grouper) add(batch []*request, r *request) []*request {
 		}
 		e.tail.follow = r
 		e.tail = r
+		if r.wants > 0 {
+			e.leaser = r
+		}
 		return batch
 	}
 	s.stamp, s.last = g.stamp, r
-	r.tail, r.follow = r, nil
+	r.group = group{tail: r}
+	if r.wants > 0 {
+		r.leaser = r
+	}
 	return append(batch, r)
 }
 
@@ -97,12 +113,13 @@ func (g *grouper) add(batch []*request, r *request) []*request {
 func spread(e *request) {
 	granted, count, s := e.granted, e.count, e.state
 	e.count = min(count, 1)
-	if e.follow == nil {
+	leaser := e.leaser
+	if e.whole = s; e.follow == nil && leaser == nil {
 		return
 	}
 	now, status := e.now, e.status
 	for i, r := int64(0), e; r != nil; i, r = i+1, r.follow {
-		r.now, r.status, r.failed = now, status, e.failed
+		r.now, r.status, r.failed, r.whole = now, status, e.failed, s
 		switch {
 		case e.kind == opLook || status != statusDecided:
 			r.granted, r.state = granted, s
@@ -111,6 +128,9 @@ func spread(e *request) {
 		default:
 			r.granted, r.state = 0, s
 		}
+	}
+	if leaser != nil && status == statusDecided {
+		leaser.extra = max(0, granted-count)
 	}
 }
 

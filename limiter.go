@@ -25,7 +25,9 @@ type Limiter struct {
 	metrics *limiterMetrics
 	top     *limiterTop
 
-	nearLife int64 // ns a denial may be kept; 0: not at all
+	nearLife int64    // ns a denial may be kept; 0: not at all
+	asLeased Lease    // as it was given
+	lease    *leasing // nil: none
 }
 
 // Request is one entry of AllowMany.
@@ -82,7 +84,11 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.refuse(ctx, s, err, 1, start)
 		return Decision{}, err
 	}
-	if d, ok := l.near(s, h, cost, start); ok {
+	d, ok := l.leased(s, h, cost, start)
+	if !ok {
+		d, ok = l.near(s, h, cost, start)
+	}
+	if ok {
 		l.decidedHere(ctx, s, key, &d, cost, start, at)
 		return d, nil
 	}
@@ -95,6 +101,7 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
 		s.part(left, &d)
 	}
+	d = l.orHeld(s, h, d, cause, cost)
 	l.decided(ctx, s, key, &d, cost, start)
 	return d, nil
 }
@@ -124,6 +131,7 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
 		s.part(left, nil)
 		d = s.fallBack(ctx, l, h, 1, deadline, cause, false)
 	}
+	l.addHeld(&d, h)
 	return d, nil
 }
 
@@ -149,6 +157,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 		return fmt.Errorf("%w: shard %s: its circuit breaker is open", ErrUnavailable, s.id)
 	}
 	r := l.ring.newRequest(opReset, l.rule, h, 1)
+	l.ring.leases.drop(h, start) // so that nothing is returned to what the others begin anew
 	if err := s.charges.send(r, deadline); err != nil {
 		r.release()
 		r.release()
@@ -158,6 +167,7 @@ func (l *Limiter) Reset(ctx context.Context, key string) error {
 	r.release()
 	// Whether it was done or nobody knows: what was denied before may be admitted now.
 	l.ring.near.drop(h, l.ring.clock())
+	l.ring.leases.drop(h, l.ring.clock())
 	if canceled(ctx, err) {
 		return ctx.Err()
 	}
@@ -237,7 +247,17 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 			return d, CauseNone, nil, nil
 		}
 	}
+	var k *leaseKey
+	if kind == opCharge {
+		k = l.lease.begin(r, start)
+	}
 	queued, unsent, err := s.charges.call(ctx, r, start, deadline)
+	if k != nil {
+		if err == nil && r.status == statusDecided {
+			l.lease.arrived(k, r, start, r.extra)
+		}
+		k.asked()
+	}
 	if !queued {
 		s.charges.settle(r, err)
 		r.release()
@@ -365,10 +385,12 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
 		d, cause, left, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
-		out[i], e.cause, e.left = d, cause, left
 		if err != nil {
 			ended = err
+		} else {
+			d = l.orHeld(e.shard, e.hash, d, cause, reqs[i].Cost)
 		}
+		out[i], e.cause, e.left = d, cause, left
 	}
 	if ended != nil {
 		for i := range entries {
@@ -495,11 +517,14 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 		e := &entries[i]
 		e.hash = l.keys.hash(q.Key)
 		e.shard = l.ring.owner(e.hash)
+		var known bool
+		if out[i], known = l.leased(e.shard, e.hash, q.Cost, start); known {
+			continue
+		}
 		if !e.shard.breaker.closed.Load() {
 			e.cause = CauseBreaker
 			continue
 		}
-		var known bool
 		if out[i], known = l.near(e.shard, e.hash, q.Cost, start); known {
 			continue
 		}
@@ -509,8 +534,10 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 				e.req.release()
 				e.req.release()
 				e.req, out[i] = nil, d
+				continue
 			}
 		}
+		l.lease.handIn(e.req, start)
 	}
 	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,
 		func(s *shard) int64 { return s.split(start, deadline) })

@@ -34,6 +34,7 @@ type Ring struct {
 	log         *events
 	local       *localTable
 	near        *nearCache
+	leases      leaseTable
 	began       time.Time
 	lastCount   atomic.Int64 // see instances.go
 	steady      bool         // the clock is the system's
@@ -366,8 +367,8 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if l := r.limiters[name]; l != nil {
-		if l.limit != limit || l.policy != o.policy || l.budget != o.budget || l.nearLife != int64(o.near) {
-			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s, near cache %s; give this one another name", l.limit, l.policy, l.budget, time.Duration(l.nearLife))
+		if l.limit != limit || l.policy != o.policy || l.budget != o.budget || l.nearLife != int64(o.near) || l.asLeased != o.lease {
+			return nil, invalid("name", name, "is a limiter already, with %s, policy %s, budget %s, near cache %s, leases %+v; give this one another name", l.limit, l.policy, l.budget, time.Duration(l.nearLife), l.asLeased)
 		}
 		return l, nil
 	}
@@ -378,8 +379,12 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 		ring: r, name: name, limit: limit, rule: compiled,
 		keys:   newKeyer(r.hashKey, algorithmNames[compiled.algo], name),
 		policy: o.policy, budget: o.budget, nearLife: int64(o.near),
-		metrics: r.metrics.forLimiter(name, compiled), top: r.config.Top.forLimiter(),
+		top: r.config.Top.forLimiter(), asLeased: o.lease,
 	}
+	if l.lease, err = newLeasing(l, o.lease); err != nil {
+		return nil, fmt.Errorf("limiter %q: %w", name, err)
+	}
+	l.metrics = r.metrics.forLimiter(name, compiled)
 	r.limiters[name] = l
 	return l, nil
 }
@@ -414,7 +419,7 @@ func (r *Ring) GoString() string { return r.String() }
 func (r *Ring) Format(f fmt.State, verb rune) { printSafely(f, verb, r) }
 
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
-// answered, operations in flight have a second to end, and connections that ringfence
+// answered, leases are returned where a shard takes them within a second, operations in flight have a second to end, and connections that ringfence
 // opened are closed. Clients given to it stay open. Metrics are unregistered. Calling it
 // again does nothing.
 func (r *Ring) Close() error {
@@ -431,6 +436,8 @@ func (r *Ring) Close() error {
 			s.disconnect()
 		}
 		await(now.Add(1500*time.Millisecond), r.calls.idle)
+	} else {
+		r.returnLeases(cut)
 	}
 	err := r.closeShards(cut, end)
 	if r.metrics != nil {

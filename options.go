@@ -509,6 +509,7 @@ type limiterOptions struct {
 	policy FailurePolicy
 	budget time.Duration
 	near   time.Duration
+	lease  Lease
 }
 
 // WithPolicy sets the limiter's failure policy instead of Config.Policy. A policy set

@@ -30,6 +30,8 @@ type request struct {
 	debit string
 	owed  owed
 	from  *Limiter
+	wants int64 // further calls of the same cost, to be kept for a lease; see lease.go
+	back  int64 // units of a lease that the debit takes back
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
@@ -39,6 +41,8 @@ type request struct {
 	status  int
 	granted int64
 	state   state
+	extra   int64 // of wants, how many were granted
+	whole   state // after all of the entry it was part of
 	err     error
 	failed  error // its own error in an operation that did not fail as a whole
 
@@ -85,6 +89,7 @@ func (r *request) begin(kind opKind, rl *rule, h keyHash, space keySpace, cost i
 	r.name = space.append(r.name[:0], h)
 	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
 	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
+	r.wants, r.back, r.extra, r.whole = 0, 0, 0, state{}
 	r.next, r.link, r.group = nil, nil, group{}
 	r.fate.Store(fateOpen)
 	r.holds = false
@@ -141,7 +146,7 @@ func (r *request) weight(joins bool) int64 {
 		w = 0
 	}
 	if r.rule != nil && r.rule.algo == algoSlidingLog {
-		w += r.cost + r.owed.units
+		w += r.cost*(1+r.wants) + r.owed.units + r.back
 	}
 	return w
 }

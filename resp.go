@@ -101,7 +101,7 @@ func appendScriptCall(b []byte, command, script string, reqs []*request, limits 
 		b = appendNumber(b, int64(n))
 		b = appendNumber(b, int64(r.limit+1))
 		b = appendNumber(b, r.cost)
-		b = appendNumber(b, r.count)
+		b = appendNumber(b, r.asks())
 		if r.debit == "" {
 			b = append(b, smallBulks[0]...)
 		} else {

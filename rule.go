@@ -113,6 +113,31 @@ func (l SlidingLog) compile() (*rule, error) {
 	return r, nil
 }
 
+// ahead is the rule as a lease's charge says it: a log's scores what it adds life us ahead.
+func (r *rule) ahead(life int64) *rule {
+	if r.algo != algoSlidingLog {
+		return r
+	}
+	a := *r
+	a.setArgs(r.capacity, r.window, life)
+	a.seal()
+	return &a
+}
+
+// takeBack adds units to the debit that takes back what was taken ahead: all of them
+// together a bucket's, each lease's with its score a log's.
+func (r *rule) takeBack(debit string, all, units, score int64) string {
+	if r.algo != algoSlidingLog {
+		return "-" + strconv.FormatInt(all, 10)
+	}
+	if debit == "" {
+		debit = "-"
+	} else {
+		debit += ","
+	}
+	return debit + strconv.FormatInt(units, 10) + "@" + strconv.FormatInt(score, 10)
+}
+
 // seal makes the words of the arguments.
 func (r *rule) seal() {
 	var b []byte

@@ -145,14 +145,14 @@ func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
 		if r.debit != "" {
 			debit = r.debit
 		}
-		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), debit)
+		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.asks()), debit)
 	}
 	return args, limits
 }
 
 // likes says whether two entries ask for the same, each of its own key.
 func (r *request) likes(o *request) bool {
-	return r.rule == o.rule && r.cost == o.cost && r.count == o.count && r.debit == o.debit
+	return r.rule == o.rule && r.cost == o.cost && r.asks() == o.asks() && r.debit == o.debit
 }
 
 // runOf is how many of the entries, from the first on, ask for the same.
@@ -180,7 +180,7 @@ func decodeReply(reply []int64, reqs []*request) error {
 		e := reply[replyHead+i*replyEntries:][:replyEntries]
 		s := state{e[2], e[3], e[4]}
 		switch {
-		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.count:
+		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.asks():
 			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
 		case e[0] != statusDecided && (e[1] != 0 || s != state{}):
 			return fmt.Errorf("%w: entry %d has status %d and yet %d granted and the state %v", errProtocol, i, e[0], e[1], s)

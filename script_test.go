@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "1b3451d7881652926225f8fa844f134dbec6fc04"},
-		{"look on Redis", redisScripts.look, "a8f1797be1464c1d8ebe34b22a18fe0ce2b2ae80"},
-		{"charge, plain", plainScripts.charge, "a7a9c9f52852f78c24815c144440a8332e093af1"},
-		{"look, plain", plainScripts.look, "cc3e264219da6f2285aa660eb00dc7010a1321b3"},
+		{"charge on Redis", redisScripts.charge, "4887e4b65dd51f14442738fb2decd94eaad567f2"},
+		{"look on Redis", redisScripts.look, "e91cc6a78e11577612ed96b566bff50aa4e8e28b"},
+		{"charge, plain", plainScripts.charge, "7f609b88e9e8c0f06ba6aea2833a161d53e17323"},
+		{"look, plain", plainScripts.look, "f12d0349eee18cfb4ee14afb6131b0ea1f8b5537"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

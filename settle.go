@@ -406,6 +406,11 @@ func (s *shard) attach(r *request, l *Limiter) {
 // settled hears what became of a request with a debit.
 func (s *shard) settled(r *request, err error) {
 	switch {
+	case r.back > 0: // a lease was returned; if it was not, nobody uses it
+		if err == nil && r.status == statusDecided {
+			r.from.lease.returned.Add(r.back)
+		}
+		return
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)
 		now := s.ring.clock()

@@ -239,11 +239,12 @@ func (s *shard) lost(r *request, err error, late bool) {
 			// It was done now, and not before its caller left: what was denied in between
 			// may be admitted.
 			s.ring.near.drop(r.hash, s.ring.clock())
+			s.ring.leases.drop(r.hash, s.ring.clock())
 		}
 	case r.kind != opCharge:
 	case err != nil:
 		if !notSent(err) && classify(err).ran {
-			s.metrics.unknownCharge(r.cost * r.count)
+			s.metrics.unknownCharge(r.cost * (r.count + r.wants))
 		}
 		s.conclude(r, fateEnded)
 	case late && r.status == statusDecided && r.granted > 0:

@@ -13,7 +13,7 @@
 -- ARGV[1]   m, the number of limits in the table that follows
 -- ARGV[2 .. 1 + 8m]   the limits, 8 values each, the first saying which algorithm:
 --   1 token bucket   1, n, pq, pr, bq, br, burst, unit        see token_bucket.lua
---   2 sliding log    2, limit, window us, 0, 0, 0, 0, 0       see sliding_log.lua
+--   2 sliding log    2, limit, window us, ahead us, 0, 0, 0, 0   see sliding_log.lua
 -- ARGV[2 + 8m ..]   the entries, in runs of neighbours that ask for the same, 5 values a
 -- run, in the order of KEYS:
 --   run     how many entries it is, at least 1; together as many as KEYS
@@ -22,7 +22,9 @@
 --   count   how many callers ask for it, first come first served; 0: none, the entry
 --           only tells a debit
 --   debit   what was admitted elsewhere while this server was away, taken without
---           asking: "0", or units (token bucket), or "units@age us,..." (sliding log)
+--           asking: "0", or units (token bucket), or "units@age us,..." (sliding log); or
+--           what was taken ahead and is given back: "-units" (token bucket) or
+--           "-units@score,..." (sliding log)
 --
 -- Every number is an integer below 2^53: those are exact in Lua. They are written
 -- out with %d, because tostring keeps 14 digits on Redis, and as text, because Redis

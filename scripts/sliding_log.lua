@@ -1,6 +1,6 @@
 -- sliding_log.lua: exact sliding log on a ZSET, one member a unit.
 --
--- Limit: limit (units in any window), window us.
+-- Limit: limit (units in any window), window us, ahead us (0: not a lease).
 -- State: the score of a member is the instant it was admitted, in us; it counts while
 --   score + window > now, so a call exactly one window later finds it gone. Its name
 --   is its place in the order of arrival: one character for the number of digits
@@ -9,11 +9,16 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and the offset in force. TTL: one window, plus slack, plus
+--   and the offset in force. TTL: until the newest has left the window, plus slack, plus
 --   up to a minute to spare.
+--   Units taken ahead, for a lease, are scored at the end of it: ahead us after now, or
+--   at the newest score if that is later. A newest member scored ahead of the call that
+--   wrote it last has ">lead" behind all else in its name: that was lead us before its
+--   score, and there the key's clock was. What is scored below the newest is added first,
+--   and the newest then named anew.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
 --   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
---   of count were admitted;
+--   of count were admitted; of units taken ahead, if any were, their score;
 --   c = us until the window is empty.
 --
 -- A clock that steps back by at most a window stands still for the key until it has
@@ -23,6 +28,12 @@
 -- Old members go on the way of an admitted call: at most 256, or twice what the call
 -- adds if that is more, so that neither Redis is held nor a heap can grow.
 
+-- The suffix of the newest member, lead us ahead of the key's clock.
+local function log_ahead(suffix, lead)
+  if lead <= 0 then return suffix end
+  return suffix .. '>' .. format('%d', lead)
+end
+
 -- The name of member number seq.
 local function log_name(seq, suffix)
   local digits = format('%d', seq)
@@ -31,7 +42,8 @@ end
 
 -- Reads a log. Returns status, t (now by the key's clock), gap (us by which that
 -- clock stands still ahead of real time), card, expired, seq and suffix of the newest
--- member, its score, and its name where the clock must be anchored anew.
+-- member, its score, and its name where the clock must be anchored anew. The suffix is
+-- without lead.
 local function log_read(key, limit)
   local newest = pcall('ZREVRANGE', key, '0', '0', 'WITHSCORES')
   if newest.err then
@@ -46,20 +58,28 @@ local function log_read(key, limit)
     or score < 0 or score > 9007199254740991 or score % 1 ~= 0 then
     return 2
   end
-  local seq, offset = digits + 0, 0
+  local seq, offset, base = digits + 0, 0, score
+  if off ~= '' then
+    local at = string.find(off, '>', 1, true)
+    if at then
+      local lead = number(string.match(string.sub(off, at), '^>(%d+)$') or '')
+      if not lead or lead > score then return 2 end
+      base, off = score - lead, string.sub(off, 1, at - 1)
+    end
+  end
   if off ~= '' then
     offset = number(string.match(off, '^~(%d+)$') or '')
     if not offset or offset > 9007199254740991 then return 2 end
   end
   local t, gap, anchor = now + offset, 0, nil
-  if t < score then
-    if score - t <= limit[3] then
-      gap = score - t
+  if t < base then
+    if base - t <= limit[3] then
+      gap = base - t
     else
-      off = '~' .. format('%d', offset + score - t)
+      off = '~' .. format('%d', offset + base - t)
       anchor = name
     end
-    t = score
+    t = base
   end
   local card = call('ZCARD', key)
   local expired = call('ZCOUNT', key, '-inf', format('%d', t - limit[3]))
@@ -113,6 +133,35 @@ local function log_add(key, score, seq, units, suffix)
   return seq
 end
 
+-- Names the newest member anew, with the highest number and as of t. Returns that number.
+local function log_rename(key, newest, score, seq, suffix, t)
+  call('ZREM', key, newest)
+  return log_add(key, score, seq, 1, log_ahead(suffix, score - t))
+end
+
+-- Gives back what was taken ahead and not used: "-units@score,...". Of what is scored
+-- there or earlier, and after t, the latest go: whoever's that is, as many units of his
+-- are left at scores that are no earlier. Returns the units removed, the highest number
+-- and the newest score.
+local function log_back(key, t, seq, suffix, debit, score)
+  local removed, newest, after = 0, false, '(' .. format('%d', t)
+  for units, at in string.gmatch(debit, '(%d+)@(%d+)') do
+    local later = call('ZCOUNT', key, '(' .. at, '+inf')
+    local some = math.min(number(units), 1000, call('ZCOUNT', key, after, at))
+    if some > 0 then
+      call('ZREMRANGEBYRANK', key, -later - some, -later - 1)
+      removed, newest = removed + some, newest or later == 0
+    end
+  end
+  if newest then
+    newest = call('ZREVRANGE', key, '0', '0', 'WITHSCORES')
+    if not newest[1] then return removed, 0, now end
+    score = number(newest[2])
+    seq = log_rename(key, newest[1], score, seq, suffix, t)
+  end
+  return removed, seq, score
+end
+
 -- Takes what was admitted elsewhere: "units@age us,...", oldest first. Then the newest
 -- member is named anew, so that it still has the highest number. Returns the units
 -- added, the highest number and the newest score.
@@ -127,8 +176,7 @@ local function log_debit(key, limit, t, seq, suffix, debit, newest, score)
     end
   end
   if latest and newest and score > latest then
-    call('ZREM', key, newest)
-    seq, latest = log_add(key, score, seq, 1, suffix), score
+    seq, latest = log_rename(key, newest, score, seq, suffix, t), score
   end
   return added, seq, latest or score
 end
@@ -138,40 +186,57 @@ local function log_charge(key, limit, cost, count, debit)
   if status ~= 0 then return status end
   local used, write = card - expired, false
   if anchor then
-    call('ZREM', key, anchor)
-    seq = log_add(key, score, seq, 1, suffix)
+    seq = log_rename(key, anchor, score, seq, suffix, t)
     write = true
   end
   if debit ~= '0' then
-    local newest = call('ZREVRANGE', key, '0', '0')[1]
     local added
-    added, seq, score = log_debit(key, limit, t, seq, suffix, debit, newest, score)
+    if string.byte(debit) == 45 then
+      added, seq, score = log_back(key, t, seq, suffix, debit, score)
+      used, card, added = used - added, card - added, 0
+    else
+      local newest = call('ZREVRANGE', key, '0', '0')[1]
+      added, seq, score = log_debit(key, limit, t, seq, suffix, debit, newest, score)
+    end
     used, write = used + added, write or added > 0
   end
   local granted = log_fit(limit, used, cost, count)
   if granted > 0 then
     local units, anew = granted * cost, write or card == 0
-    if used == 0 and card > 0 then
+    if used == 0 and (card > 0 or debit ~= '0') then
       -- Nothing left of it: begin anew, with the server's own clock and short names.
       call('UNLINK', key)
-      seq, suffix, t, gap, expired, anew = 0, '', now, 0, 0, true
+      seq, suffix, t, gap, score, expired, anew = 0, '', now, 0, now, 0, true
     elseif expired > 0 then
       local some = math.min(expired, math.max(256, 2 * units))
       call('ZREMRANGEBYRANK', key, 0, some - 1)
       expired = expired - some
     end
-    log_add(key, t, seq, units, suffix)
+    local at, top, ahead = t, score, limit[4]
+    if ahead > 0 then at = math.max(t + ahead, score) end
+    if at >= score then
+      log_add(key, at, seq, units, log_ahead(suffix, at - t))
+      top = at
+    else
+      local newest = call('ZREVRANGE', key, '0', '0')[1]
+      log_rename(key, newest, score, log_add(key, at, seq, units, suffix), suffix, t)
+    end
     -- Under which window its time to live was set a log does not say.
-    if anew or call('PTTL', key) < floor((limit[3] + gap) / 1000) + 1 + slack_ms then
-      keep(key, limit[3] + gap)
+    local needed = limit[3] + gap + top - t
+    if anew or call('PTTL', key) < floor(needed / 1000) + 1 + slack_ms then
+      keep(key, needed)
     end
     used = used + units
-    local wait = 0
-    if granted < count then wait = log_wait(key, limit, t, gap, expired, used, cost) end
-    return 0, granted, used, wait, limit[3] + gap
+    local b = 0
+    if ahead > 0 then
+      b = at
+    elseif granted < count then
+      b = log_wait(key, limit, t, gap, expired, used, cost)
+    end
+    return 0, granted, used, b, needed
   end
   if write or (card > 0 and call('PTTL', key) == -1) then
-    keep(key, limit[3] + gap)
+    keep(key, limit[3] + gap + math.max(0, score - t))
   end
   local empty = 0
   if used > 0 then empty = score - t + limit[3] + gap end

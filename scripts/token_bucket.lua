@@ -193,12 +193,16 @@ local function bucket_charge(key, limit, cost, count, debit)
   local status, d, r, t, full, exists, anew = bucket_read(key, limit)
   if status ~= 0 then return status end
   if debit ~= '0' then
-    local n, units = limit[2], math.min(number(debit), limit[7])
+    -- Negative: taken ahead and given back, never beyond full. Whatever has refilled since
+    -- it was taken, there is no more then than if it had not been.
+    local n, units = limit[2], math.max(math.min(number(debit), limit[7]), -limit[7])
     local nr = r + units * limit[4]
     local k = floor(nr / n)
     d, r = d + units * limit[3] + k, nr - k * n
     if d > limit[5] or (d == limit[5] and r > limit[6]) then
       d, r = limit[5], limit[6]
+    elseif d < 0 then
+      d, r = 0, 0
     end
     anew = true
   end
