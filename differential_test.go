@@ -73,6 +73,8 @@ type diffKey struct {
 	expires  bool
 	deadline int64 // on the clock of diffServer.wall
 
+	taken []model.Back // ahead, and perhaps still to be given back
+
 	past [20]diffEvent // the last of them, a ring
 	ops  int
 }
@@ -83,6 +85,8 @@ type diffCall struct {
 	limit       *diffLimit
 	cost, count int64
 	debit       []model.Debit
+	back        []model.Back
+	ahead       int64
 }
 
 // diffEvent is one entry of a call that was made.
@@ -104,6 +108,12 @@ func (e diffEvent) String() string {
 	}
 	if e.debit != nil {
 		s += fmt.Sprintf(" debit (units, age) %v", e.debit)
+	}
+	if e.back != nil {
+		s += fmt.Sprintf(" back (units, score) %v", e.back)
+	}
+	if e.ahead != 0 {
+		s += fmt.Sprintf(" ahead %d", e.ahead)
 	}
 	s += fmt.Sprintf(" -> %+v", e.want)
 	if e.got != e.want {
@@ -185,7 +195,7 @@ type nodeTarget struct{ node *redisNode }
 func (n nodeTarget) run(ctx context.Context, look bool, calls []diffCall) (int64, []diffReply, error) {
 	out := make([]diffReply, len(calls))
 	for _, c := range calls {
-		if c.count != 1 || c.debit != nil {
+		if c.count != 1 || c.debit != nil || c.back != nil || c.ahead != 0 {
 			return n.runByHand(ctx, look, calls, out)
 		}
 	}
@@ -229,7 +239,7 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	}
 	args = append(args, len(calls)) // as many limits as entries; a limit may be there twice
 	for _, c := range calls {
-		args = append(args, c.limit.rule.args[:]...)
+		args = append(args, c.limit.rule.ahead(c.ahead).args[:]...)
 	}
 	for i, c := range calls {
 		args = append(args, 1, i+1, c.cost, c.count, debitArg(c))
@@ -251,12 +261,26 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 		if look && e[1] > 0 { // a look speaks of the state before: one more would fit
 			asked = e[1]
 		}
-		out[i] = answerOf(c.limit.rule, int(e[0]), e[1], asked, c.cost, state{e[2], e[3], e[4]})
+		s := state{e[2], e[3], e[4]}
+		score := int64(0)
+		if c.key.isLog && c.ahead > 0 && e[1] > 0 && !look {
+			score, s.b = s.b, 0
+		}
+		out[i] = answerOf(c.limit.rule, int(e[0]), e[1], asked, c.cost, s)
+		out[i].Score = score
 	}
 	return reply[0], out, nil
 }
 
 func debitArg(c diffCall) string {
+	if c.back != nil {
+		debit, all := "", int64(0)
+		for _, b := range c.back {
+			all += b.Units
+			debit = c.limit.rule.takeBack(debit, all, b.Units, b.Score)
+		}
+		return debit
+	}
 	if c.debit == nil {
 		return "0"
 	}
@@ -328,6 +352,7 @@ type diffStats struct {
 	stoodStill, anchored           int
 	converted, expired, anew       int
 	trimmed, debits, partial       int
+	ahead, backs                   int
 	looks, batches, repeats, waits int
 }
 
@@ -340,6 +365,7 @@ func (s *diffStats) add(o *diffStats) {
 	s.shortest, s.longest = min(s.shortest, o.shortest), max(s.longest, o.longest)
 	s.stoodStill, s.anchored = s.stoodStill+o.stoodStill, s.anchored+o.anchored
 	s.converted, s.expired, s.anew = s.converted+o.converted, s.expired+o.expired, s.anew+o.anew
+	s.ahead, s.backs = s.ahead+o.ahead, s.backs+o.backs
 	s.trimmed, s.debits, s.partial = s.trimmed+o.trimmed, s.debits+o.debits, s.partial+o.partial
 	s.looks, s.batches, s.repeats, s.waits = s.looks+o.looks, s.batches+o.batches, s.repeats+o.repeats, s.waits+o.waits
 }
@@ -348,11 +374,11 @@ func (s *diffStats) String() string {
 	return fmt.Sprintf("%d operations: %d refills, %d denials, %d window-edge hits (%d at the edge, %d 1µs before, %d 1µs after), "+
 		"%d clock steps (%d forward, %d back; %s back to %s forward); "+
 		"%d met a clock that stood still, %d anchored it anew, %d expired keys, %d changed limits, %d logs begun anew, %d trimmed in part, "+
-		"%d looks, %d batches with %d repeats of a key, %d debits, %d partial grants, %d waits of exactly RetryAfter",
+		"%d looks, %d batches with %d repeats of a key, %d debits, %d taken ahead, %d given back, %d partial grants, %d waits of exactly RetryAfter",
 		s.ops, s.refills, s.denials, s.edges(), s.leaving, s.lastMicro, s.justLeft,
 		s.forward+s.back, s.forward, s.back, time.Duration(s.shortest)*time.Microsecond, time.Duration(s.longest)*time.Microsecond,
 		s.stoodStill, s.anchored, s.expired, s.converted, s.anew, s.trimmed,
-		s.looks, s.batches, s.repeats, s.debits, s.partial, s.waits)
+		s.looks, s.batches, s.repeats, s.debits, s.ahead, s.backs, s.partial, s.waits)
 }
 
 // differential is one session: some keys, their limits, and a clock.
@@ -402,7 +428,7 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		}
 		var want model.Answer
 		var tr model.Trace
-		m := model.Call{Cost: c.cost, Count: c.count, Debit: c.debit}
+		m := model.Call{Cost: c.cost, Count: c.count, Debit: c.debit, Back: c.back, Ahead: c.ahead}
 		if look {
 			want, tr = k.look(c.limit, now, m)
 		} else {
@@ -416,8 +442,11 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 				renewed[k] = max(renewed[k], ttl)
 			}
 		}
-		if look && want.Granted > 0 {
-			want.RetryAfter = 0
+		if look && want.Granted > 0 || want.Score > 0 {
+			want.RetryAfter = 0 // whoever was admitted does not wait
+		}
+		if c.ahead > 0 && want.Granted > 0 && !look {
+			k.taken = append(k.taken, model.Back{Units: want.Granted * c.cost, Score: want.Score})
 		}
 		k.past[k.ops%len(k.past)] = diffEvent{c, look, now, want, out[i].Answer}
 		k.ops++
@@ -449,6 +478,8 @@ func (d *differential) count(look bool, c diffCall, a model.Answer, tr model.Tra
 		{&s.denials, !look && a.Granted == 0},
 		{&s.partial, !look && a.Granted > 0 && a.Granted < c.count},
 		{&s.debits, c.debit != nil},
+		{&s.ahead, c.ahead > 0 && a.Granted > 0},
+		{&s.backs, c.back != nil},
 		{&s.repeats, repeat},
 		{&s.refills, tr.Refilled},
 		{&s.stoodStill, tr.StoodStill},
@@ -700,6 +731,9 @@ func (d *differential) call(k *diffKey) diffCall {
 		c.cost = logUniform(d.rng, 1, highest)
 	}
 	c.cost = min(max(1, c.cost), highest)
+	if !d.public && d.rng.IntN(5) == 0 {
+		d.lease(&c)
+	}
 	return c
 }
 
@@ -709,7 +743,13 @@ func (d *differential) extend(c *diffCall) {
 		c.count = 1 + d.rng.Int64N(5)
 		c.cost = min(c.limit.rule.maxCost, logUniform(d.rng, 1, max(1, 2*c.limit.rule.capacity/c.count)))
 	}
-	if d.rng.IntN(3) == 0 {
+	if d.rng.IntN(2) == 0 {
+		if d.lease(c); c.back != nil && d.rng.IntN(2) == 0 {
+			c.count = 0
+		}
+		return
+	}
+	if c.back != nil || d.rng.IntN(3) == 0 {
 		return
 	}
 	if !c.key.isLog {
@@ -726,6 +766,34 @@ func (d *differential) extend(c *diffCall) {
 	for range 1 + d.rng.IntN(3) {
 		c.debit = append(c.debit, model.Debit{Units: 1 + d.rng.Int64N(min(20, c.limit.rule.capacity)), Age: age})
 		age = d.rng.Int64N(age + 1)
+	}
+}
+
+// lease makes a call take units ahead, or give some back, or both: what was taken, but
+// sometimes more, or twice, or for another instant, as far as the scripts are concerned.
+func (d *differential) lease(c *diffCall) {
+	if window := c.limit.rule.window; d.rng.IntN(2) == 0 && window > 20 {
+		c.ahead = logUniform(d.rng, 1, min(usSecond, window/10))
+	}
+	if c.ahead > 0 && d.rng.IntN(2) == 0 {
+		return
+	}
+	for n := 1 + d.rng.IntN(2); n > 0 && len(c.key.taken) > 0; n-- {
+		i := len(c.key.taken) - 1 - d.rng.IntN(min(4, len(c.key.taken)))
+		b := c.key.taken[i]
+		if d.rng.IntN(4) > 0 {
+			c.key.taken = append(c.key.taken[:i:i], c.key.taken[i+1:]...)
+		}
+		switch d.rng.IntN(6) {
+		case 0:
+			b.Score += d.rng.Int64N(3) - 1
+		case 1:
+			b.Units += d.rng.Int64N(5)
+		default:
+			b.Units = 1 + d.rng.Int64N(b.Units)
+		}
+		b.Units = min(b.Units, 1000) // as many as a lease holds
+		c.back = append(c.back, b)
 	}
 }
 
@@ -854,7 +922,7 @@ func (d *differential) round(ctx context.Context) error {
 			d.step(k)
 		}
 		if d.rng.IntN(4) == 0 {
-			c.count = 1 + d.rng.Int64N(5)
+			c.count, c.ahead, c.back = 1+d.rng.Int64N(5), 0, nil
 			_, err := d.run(ctx, true, c)
 			return err
 		}
@@ -898,6 +966,7 @@ func (d *differential) calls(ctx context.Context, c diffCall) error {
 // wait asks until it is denied, and then waits as long as it was told: a microsecond less
 // is too early, and then it fits.
 func (d *differential) wait(ctx context.Context, c diffCall) error {
+	c.back = nil
 	for tries := 0; ; tries++ {
 		out, err := d.run(ctx, false, c)
 		if err != nil {

@@ -23,10 +23,19 @@ type Call struct {
 	// Debit is what was admitted elsewhere, taken without asking. For a bucket only
 	// the units count.
 	Debit []Debit
+	// Back is what was taken ahead and is given back; a call has that or a Debit. For a
+	// bucket only the units count.
+	Back []Back
+	// Ahead is for how many us the units are taken ahead; a bucket takes no notice.
+	Ahead int64
 }
 
 // Debit is a number of units and how long ago they were admitted, in us.
 type Debit struct{ Units, Age int64 }
+
+// Back is a number of units and the instant for which they had been taken, by the key's
+// own clock.
+type Back struct{ Units, Score int64 }
 
 // Answer is what the callers are told. All times are us.
 type Answer struct {
@@ -34,6 +43,7 @@ type Answer struct {
 	Remaining  int64 // whole units left
 	RetryAfter int64 // until a call of this cost fits; 0 if all were admitted
 	ResetAfter int64 // until nothing is used any more
+	Score      int64 // log: for which instant units were taken ahead, if any were
 }
 
 // Trace says what an answer was about, for counting what a test has exercised.
@@ -182,6 +192,12 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 		}
 		write = true
 	}
+	for _, d := range c.Back {
+		if tokens = new(big.Rat).Add(tokens, rat(d.Units)); tokens.Cmp(rat(l.Burst)) > 0 {
+			tokens = rat(l.Burst)
+		}
+		write = true
+	}
 	tr.Renewed = write || b.tokens == nil
 	granted, tokens := take(tokens, c)
 	if granted > 0 || write {
@@ -241,6 +257,7 @@ type LogLimit struct{ Limit, Window int64 }
 type Log struct {
 	hits   []int64 // the instants of its units by the key's own clock, rising
 	offset int64   // by which that clock is ahead of the server's
+	lead   int64   // by which the latest hit was ahead of that clock when it was last at work on it
 }
 
 // Forget makes the key fresh, as its expiry does.
@@ -259,7 +276,7 @@ func (g *Log) view(l LogLimit, now int64) (clock, gap, offset int64, gone int, t
 	if len(g.hits) == 0 {
 		return clock, 0, offset, 0, tr
 	}
-	newest := g.hits[len(g.hits)-1]
+	newest := g.hits[len(g.hits)-1] - g.lead // the clock was there, and never goes back
 	if behind := newest - clock; behind > l.Window {
 		tr.Anchored = true
 		clock, offset = newest, offset+behind
@@ -318,8 +335,25 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 	for _, d := range c.Debit {
 		if d.Age < l.Window {
 			g.insert(clock-d.Age, d.Units)
+			g.lead = g.ahead(clock)
 			write = true
 		}
+	}
+	for _, b := range c.Back {
+		for i := len(g.hits) - 1; i >= 0 && b.Units > 0; i-- {
+			if at := g.hits[i]; at <= b.Score && at > clock {
+				latest := i == len(g.hits)-1
+				g.hits = slices.Delete(g.hits, i, i+1)
+				if latest {
+					g.lead = g.ahead(clock)
+				}
+				b.Units--
+				write = true
+			}
+		}
+	}
+	if len(g.hits) == 0 {
+		g.Forget()
 	}
 	used := int64(len(g.hits) - gone)
 	granted := l.fit(used, c)
@@ -337,17 +371,32 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 		forget := min(gone, int(max(256, 2*units)))
 		g.hits, gone = g.hits[forget:], gone-forget
 		tr.Trimmed = gone > 0
-		g.insert(clock, units)
+		at := clock
+		if c.Ahead > 0 {
+			at += max(c.Ahead, g.ahead(clock))
+			a.Score = at
+		}
+		g.insert(at, units)
+		g.lead = g.ahead(clock)
 	}
-	if write {
-		ttl = millis(l.Window + gap) // needed until the newest hit has left
+	if write && len(g.hits) > 0 {
+		ttl = millis(l.Window + gap + g.ahead(clock)) // needed until the latest hit has left
 	}
+	score := a.Score
 	a = l.answer(g.hits[gone:], clock, gap, c.Cost)
-	a.Granted = granted
+	a.Granted, a.Score = granted, score
 	if granted == c.Count {
 		a.RetryAfter = 0
 	}
 	return a, ttl, tr
+}
+
+// ahead is for how long the latest hit lies ahead.
+func (g *Log) ahead(clock int64) int64 {
+	if len(g.hits) == 0 {
+		return 0
+	}
+	return max(0, g.hits[len(g.hits)-1]-clock)
 }
 
 // insert adds units hits at an instant of the key's clock.
@@ -378,9 +427,9 @@ func (g *Log) Instants(l LogLimit, now, cost int64) []int64 {
 	server := now + gap - clock // what to add to an instant of the key's clock
 	hits, newest := g.hits[gone:], g.hits[len(g.hits)-1]
 	at := []int64{
-		newest - offset,            // its clock moves again
-		newest - offset - l.Window, // its clock no longer waits
-		newest + l.Window + server, // empty
+		newest - g.lead - offset,            // its clock moves again
+		newest - g.lead - offset - l.Window, // its clock no longer waits
+		newest + l.Window + server,          // empty
 	}
 	if len(hits) > 0 {
 		at = append(at,

@@ -16,12 +16,12 @@ func TestBucketRefillsEvenlyAndNeverRoundsUp(t *testing.T) {
 		at, cost int64
 		want     Answer
 	}{
-		{0, 1, Answer{1, 1, 0, 333_334}},
-		{0, 1, Answer{1, 0, 0, 666_667}},
-		{0, 1, Answer{0, 0, 333_334, 666_667}},
-		{333_333, 1, Answer{0, 0, 1, 333_334}},
+		{0, 1, Answer{1, 1, 0, 333_334, 0}},
+		{0, 1, Answer{1, 0, 0, 666_667, 0}},
+		{0, 1, Answer{0, 0, 333_334, 666_667, 0}},
+		{333_333, 1, Answer{0, 0, 1, 333_334, 0}},
 		// A token is there, and 2/3 us of the next: 666,666 2/3 - 2/3 us until full.
-		{333_334, 1, Answer{1, 0, 0, 666_666}},
+		{333_334, 1, Answer{1, 0, 0, 666_666, 0}},
 	} {
 		a, _, _ := b.Charge(limit, start+step.at, one(step.cost))
 		if a != step.want {
@@ -38,11 +38,11 @@ func TestBucketStandsStillForASmallStepBackAndIsAnchoredByALargeOne(t *testing.T
 		t.Errorf("time to live %dms", ttl)
 	}
 	a, ttl, tr := b.Charge(limit, start-2*second, one(1))
-	if want := (Answer{0, 0, 2*second + 100*ms, 4 * second}); a != want || ttl != 0 || !tr.StoodStill {
+	if want := (Answer{0, 0, 2*second + 100*ms, 4 * second, 0}); a != want || ttl != 0 || !tr.StoodStill {
 		t.Errorf("2s back: %+v, want %+v; %dms; %+v", a, want, ttl, tr)
 	}
 	a, ttl, tr = b.Charge(limit, start-2*second-us, one(1))
-	if want := (Answer{0, 0, 100 * ms, 2 * second}); a != want || ttl == 0 || !tr.Anchored {
+	if want := (Answer{0, 0, 100 * ms, 2 * second, 0}); a != want || ttl == 0 || !tr.Anchored {
 		t.Errorf("2s and 1us back: %+v, want %+v; %dms; %+v", a, want, ttl, tr)
 	}
 	if a, _, _ = b.Charge(limit, start-2*second-us+100*ms, one(1)); a.Granted != 1 {
@@ -56,13 +56,13 @@ func TestBucketOfAnotherLimitKeepsItsTokensRoundedDown(t *testing.T) {
 	var b Bucket
 	b.Charge(slow, start, one(4))
 	// After 5 s half a token; in thirds of one that is 1/3, so 2/3 of 3 us are missing.
-	if a, _ := b.Look(fast, start+5*second, one(1)); a != (Answer{0, 0, 2, 5}) {
+	if a, _ := b.Look(fast, start+5*second, one(1)); a != (Answer{0, 0, 2, 5, 0}) {
 		t.Errorf("half a token: %+v", a)
 	}
-	if a, _ := b.Look(fast, start+35*second, one(1)); a != (Answer{1, 2, 0, 0}) {
+	if a, _ := b.Look(fast, start+35*second, one(1)); a != (Answer{1, 2, 0, 0, 0}) {
 		t.Errorf("three and a half tokens: %+v", a)
 	}
-	if a, _ := b.Look(slow, start+35*second, one(4)); a != (Answer{0, 3, 5 * second, 5 * second}) {
+	if a, _ := b.Look(slow, start+35*second, one(4)); a != (Answer{0, 3, 5 * second, 5 * second, 0}) {
 		t.Errorf("a look changed it: %+v", a)
 	}
 }
@@ -75,14 +75,14 @@ func TestLogCountsAHitForExactlyOneWindow(t *testing.T) {
 		at, cost int64
 		want     Answer
 	}{
-		{0, 1, Answer{1, 2, 0, second}},
-		{10, 2, Answer{1, 0, 0, second}},
-		{10, 1, Answer{0, 0, second - 10, second}},
-		{10, 2, Answer{0, 0, second, second}},
-		{second - 1, 1, Answer{0, 0, 1, 11}},
-		{second, 1, Answer{1, 0, 0, second}},
-		{second, 4, Answer{0, 0, 0, second}}, // never
-		{second + 10, 3, Answer{0, 2, second - 10, second - 10}},
+		{0, 1, Answer{1, 2, 0, second, 0}},
+		{10, 2, Answer{1, 0, 0, second, 0}},
+		{10, 1, Answer{0, 0, second - 10, second, 0}},
+		{10, 2, Answer{0, 0, second, second, 0}},
+		{second - 1, 1, Answer{0, 0, 1, 11, 0}},
+		{second, 1, Answer{1, 0, 0, second, 0}},
+		{second, 4, Answer{0, 0, 0, second, 0}}, // never
+		{second + 10, 3, Answer{0, 2, second - 10, second - 10, 0}},
 	} {
 		if a, _, _ := g.Charge(limit, start+step.at, one(step.cost)); a != step.want {
 			t.Errorf("step %d: %+v, want %+v", i, a, step.want)
@@ -96,11 +96,11 @@ func TestLogsClockWaitsForAWindowAndGoesOnFromThereAfterMore(t *testing.T) {
 	var g Log
 	g.Charge(limit, start, one(1))
 	a, ttl, tr := g.Charge(limit, start-second, one(1))
-	if want := (Answer{0, 0, 2 * second, 2 * second}); a != want || ttl != 0 || !tr.StoodStill {
+	if want := (Answer{0, 0, 2 * second, 2 * second, 0}); a != want || ttl != 0 || !tr.StoodStill {
 		t.Errorf("a window back: %+v, want %+v; %dms; %+v", a, want, ttl, tr)
 	}
 	a, ttl, tr = g.Charge(limit, start-second-us, one(1))
-	if want := (Answer{0, 0, second, second}); a != want || ttl != 1000+1+5000 || !tr.Anchored {
+	if want := (Answer{0, 0, second, second, 0}); a != want || ttl != 1000+1+5000 || !tr.Anchored {
 		t.Errorf("1us more: %+v, want %+v; %dms; %+v", a, want, ttl, tr)
 	}
 	if a, _, _ = g.Charge(limit, start-us-us, one(1)); a.Granted != 0 || a.RetryAfter != 1 {
@@ -115,12 +115,12 @@ func TestDebitIsTakenWithoutAskingAndNotBelowEmpty(t *testing.T) {
 	const start = int64(1_000_000 * 1_000_000)
 	var b Bucket
 	debt := Call{Cost: 1, Count: 1, Debit: []Debit{{Units: 50}}}
-	if a, _, _ := b.Charge(BucketLimit{Rate: 1, Per: second, Burst: 10}, start, debt); a != (Answer{0, 0, second, 10 * second}) {
+	if a, _, _ := b.Charge(BucketLimit{Rate: 1, Per: second, Burst: 10}, start, debt); a != (Answer{0, 0, second, 10 * second, 0}) {
 		t.Errorf("bucket: %+v", a)
 	}
 	var g Log
 	debt.Debit = []Debit{{Units: 9, Age: second}, {Units: 2, Age: second - 1}, {Units: 2, Age: 5}}
-	if a, _, _ := g.Charge(LogLimit{Limit: 3, Window: second}, start, debt); a != (Answer{0, 0, 1, second - 5}) {
+	if a, _, _ := g.Charge(LogLimit{Limit: 3, Window: second}, start, debt); a != (Answer{0, 0, 1, second - 5, 0}) {
 		t.Errorf("log: %+v", a) // 4 of 3 used: two have to leave, both in 1us
 	}
 }
@@ -128,11 +128,11 @@ func TestDebitIsTakenWithoutAskingAndNotBelowEmpty(t *testing.T) {
 func TestCallersOfACountAreGrantedInOrderUntilOneDoesNotFit(t *testing.T) {
 	const start = int64(1_000_000 * 1_000_000)
 	var b Bucket
-	if a, _, _ := b.Charge(BucketLimit{Rate: 1, Per: second, Burst: 10}, start, Call{Cost: 3, Count: 5}); a != (Answer{3, 1, 2 * second, 9 * second}) {
+	if a, _, _ := b.Charge(BucketLimit{Rate: 1, Per: second, Burst: 10}, start, Call{Cost: 3, Count: 5}); a != (Answer{3, 1, 2 * second, 9 * second, 0}) {
 		t.Errorf("bucket: %+v", a)
 	}
 	var g Log
-	if a, _, _ := g.Charge(LogLimit{Limit: 10, Window: second}, start, Call{Cost: 3, Count: 5}); a != (Answer{3, 1, second, second}) {
+	if a, _, _ := g.Charge(LogLimit{Limit: 10, Window: second}, start, Call{Cost: 3, Count: 5}); a != (Answer{3, 1, second, second, 0}) {
 		t.Errorf("log: %+v", a)
 	}
 }
