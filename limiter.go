@@ -247,16 +247,12 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 			return d, CauseNone, nil, nil
 		}
 	}
-	var k *leaseKey
 	if kind == opCharge {
-		k = l.lease.begin(r, start)
+		l.lease.begin(r, start)
 	}
 	queued, unsent, err := s.charges.call(ctx, r, start, deadline)
-	if k != nil {
-		if err == nil && r.status == statusDecided {
-			l.lease.arrived(k, r, start, r.extra)
-		}
-		k.asked()
+	if err == nil {
+		r.inherit()
 	}
 	if !queued {
 		s.charges.settle(r, err)
@@ -384,6 +380,9 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 			continue
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
+		if err == nil {
+			e.req.inherit()
+		}
 		d, cause, left, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
 		if err != nil {
 			ended = err
@@ -537,7 +536,7 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 				continue
 			}
 		}
-		l.lease.handIn(e.req, start)
+		l.lease.begin(e.req, start)
 	}
 	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,
 		func(s *shard) int64 { return s.split(start, deadline) })

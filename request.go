@@ -30,8 +30,12 @@ type request struct {
 	debit string
 	owed  owed
 	from  *Limiter
-	wants int64 // further calls of the same cost, to be kept for a lease; see lease.go
-	back  int64 // units of a lease that the debit takes back
+
+	// What it takes ahead, see lease.go.
+	wants int64     // further calls of the same cost, to be kept
+	back  int64     // units of leases that the debit takes back
+	asked int64     // when the lease began
+	heir  *leaseKey // claimed for it, and told in the end; see inherit
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
@@ -89,7 +93,7 @@ func (r *request) begin(kind opKind, rl *rule, h keyHash, space keySpace, cost i
 	r.name = space.append(r.name[:0], h)
 	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
 	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
-	r.wants, r.back, r.extra, r.whole = 0, 0, 0, state{}
+	r.wants, r.back, r.asked, r.heir, r.extra, r.whole = 0, 0, 0, nil, 0, state{}
 	r.next, r.link, r.group = nil, nil, group{}
 	r.fate.Store(fateOpen)
 	r.holds = false
@@ -103,6 +107,7 @@ func (r *request) release() {
 	if r.refs.Add(-1) > 0 {
 		return
 	}
+	r.inherit()
 	select {
 	case <-r.done:
 	default:

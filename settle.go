@@ -406,9 +406,11 @@ func (s *shard) attach(r *request, l *Limiter) {
 // settled hears what became of a request with a debit.
 func (s *shard) settled(r *request, err error) {
 	switch {
-	case r.back > 0: // a lease was returned; if it was not, nobody uses it
+	case r.back > 0: // of a lease; if it did not arrive, nobody uses it
 		if err == nil && r.status == statusDecided {
 			r.from.lease.returned.Add(r.back)
+			// What was denied meanwhile may be admitted now.
+			s.ring.near.drop(r.hash, s.ring.clock())
 		}
 		return
 	case err == nil && r.status == statusDecided:

@@ -9,7 +9,7 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and the offset in force. TTL: until the newest has left the window, plus slack, plus
+--   and says the offset in force; what others say counts for nothing. TTL: until the newest has left the window, plus slack, plus
 --   up to a minute to spare.
 --   Units taken ahead, for a lease, are scored at the end of it: ahead us after now, or
 --   at the newest score if that is later. A newest member scored ahead of the call that
@@ -114,7 +114,7 @@ local function log_look(key, limit, cost, count)
 end
 
 --@charge
--- Adds units members numbered from seq + 1 at one score.
+-- Adds units members numbered from seq + 1 at one score, the last of them with the suffix.
 local function log_add(key, score, seq, units, suffix)
   local at = score == now and now_text or format('%d', score)
   if units == 1 then
@@ -125,7 +125,7 @@ local function log_add(key, score, seq, units, suffix)
     local some, args = math.min(units, 500), {}
     for i = 1, some do
       args[2 * i - 1] = at
-      args[2 * i] = log_name(seq + i, suffix)
+      args[2 * i] = log_name(seq + i, i == units and suffix or '')
     end
     call('ZADD', key, unpack(args))
     seq, units = seq + some, units - some
@@ -134,9 +134,11 @@ local function log_add(key, score, seq, units, suffix)
 end
 
 -- Names the newest member anew, with the highest number and as of t. Returns that number.
+-- The new one first: a key without members is gone, and its time to live with it.
 local function log_rename(key, newest, score, seq, suffix, t)
+  seq = log_add(key, score, seq, 1, log_ahead(suffix, score - t))
   call('ZREM', key, newest)
-  return log_add(key, score, seq, 1, log_ahead(suffix, score - t))
+  return seq
 end
 
 -- Gives back what was taken ahead and not used: "-units@score,...". Of what is scored

@@ -348,7 +348,6 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 					g.lead = g.ahead(clock)
 				}
 				b.Units--
-				write = true
 			}
 		}
 	}

@@ -1,0 +1,197 @@
+package ringfence
+
+import (
+	"sync/atomic"
+	"time"
+)
+
+// grant is quota that was taken ahead: one lease.
+type grant struct {
+	key   *leaseKey
+	units int64
+	left  atomic.Int64 // -1-n: it was closed with n left
+	asked int64        // before the charge left, ns of the ring's clock
+	until int64
+	low   int64       // with so much left, the next one is asked for
+	ahead atomic.Bool // it has been
+	score int64       // log: of its units
+
+	remaining int64         // what the primary had left then
+	reset     time.Duration // until nothing is used, as of asked
+
+	due int64 // when it is to be returned; guarded by leasing.mu
+}
+
+// take takes cost units, if there are as many, and returns what is left of them.
+func (g *grant) take(cost int64) (left int64, ok bool) {
+	for {
+		n := g.left.Load()
+		if n < cost {
+			return 0, false
+		}
+		if g.left.CompareAndSwap(n, n-cost) {
+			return n - cost, true
+		}
+	}
+}
+
+// close takes what is left, for good. Only the first call gets anything.
+func (g *grant) close() (rest int64) {
+	for {
+		n := g.left.Load()
+		if n < 0 {
+			return 0
+		}
+		if g.left.CompareAndSwap(n, -1-n) {
+			return n
+		}
+	}
+}
+
+// unused is what nobody took, whether it was closed since or not.
+func (g *grant) unused() int64 {
+	n := g.left.Load()
+	if n < 0 {
+		return -1 - n
+	}
+	return n
+}
+
+// rest is what can be taken now.
+func (g *grant) rest(now int64) int64 {
+	if g == nil || now >= g.until {
+		return 0
+	}
+	return max(0, g.left.Load())
+}
+
+// leaseKey is what this process holds of one key.
+type leaseKey struct {
+	of     *leasing
+	hash   keyHash
+	grants [2]atomic.Pointer[grant] // one in use, one that was asked for in advance
+	// reset is when the key was last Reset: what was asked for before is not used.
+	reset atomic.Int64
+	room  atomic.Int64 // what was left when the primary was last asked
+	since atomic.Int64 // when it was last claimed
+
+	asking atomic.Bool // one asks at a time, and what follows is his
+	chunk  int64       // units that the last lease was meant to have; 0: none yet
+	given  int64       // units that there were to use since
+	second bool        // the next lease is not the first
+}
+
+// take takes cost units out of a lease: of the one that ends first, if both have as many.
+// rest is what is left of both.
+func (k *leaseKey) take(cost, now int64) (g *grant, left, rest int64) {
+	a, b := k.grants[0].Load(), k.grants[1].Load()
+	if a == nil || (b != nil && b.until < a.until) {
+		a, b = b, a
+	}
+	if a == nil {
+		return nil, 0, 0
+	}
+	if now < a.until {
+		if left, ok := a.take(cost); ok {
+			return a, left, left + b.rest(now)
+		}
+	}
+	if b != nil && now < b.until {
+		if left, ok := b.take(cost); ok {
+			return b, left, left + a.rest(now)
+		}
+	}
+	return nil, 0, 0
+}
+
+// rest is what can be taken now, in one or two takes.
+func (k *leaseKey) rest(now int64) int64 {
+	return k.grants[0].Load().rest(now) + k.grants[1].Load().rest(now)
+}
+
+// claim begins to ask the primary, for a chunk of units, if nobody does already. Who was
+// let in calls asked when it is over. own are the units of the call that asks.
+func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
+	if !k.asking.CompareAndSwap(false, true) {
+		return 0, false
+	}
+	used, held := k.given, int64(0)
+	for i := range k.grants {
+		g := k.grants[i].Load()
+		if g == nil {
+			continue
+		}
+		rest := g.rest(now)
+		used -= g.unused()
+		if held += rest; rest == 0 {
+			k.grants[i].CompareAndSwap(g, nil)
+		}
+	}
+	k.size(used, max(now-k.since.Load(), int64(time.Microsecond)))
+	k.since.Store(now)
+	k.given = own + held
+	return min(k.chunk, k.of.bound, k.room.Load()/leaseOfRemaining), true
+}
+
+// size says how many units the next lease is to have, when used have been used in the time
+// since the last one. A lease that is in use is renewed in one request, however much of it
+// goes back, so it may be too large: it is four times what is used in a life. If that is
+// no more than one call, there is none.
+func (k *leaseKey) size(used, elapsed int64) {
+	ls := k.of
+	if k.chunk == 0 {
+		k.chunk = ls.start()
+		return
+	}
+	demand := float64(used) * float64(ls.life) / float64(elapsed)
+	if !k.second && k.chunk > 1 {
+		ls.learn(used)
+	}
+	k.second = true
+	switch {
+	case demand < 1.5:
+		k.chunk = 1
+	case demand < float64(ls.bound):
+		k.chunk = min(4*int64(demand), ls.bound)
+	default:
+		k.chunk = ls.bound
+	}
+}
+
+// asked ends what claim began.
+func (k *leaseKey) asked() { k.asking.Store(false) }
+
+// add keeps a lease, and says whether it may be used. The caller has claimed the key.
+func (k *leaseKey) add(g *grant) bool {
+	if g.asked <= k.reset.Load() {
+		return false
+	}
+	for i := range k.grants {
+		if k.grants[i].Load() == nil || i == len(k.grants)-1 {
+			k.grants[i].Store(g)
+			break
+		}
+	}
+	k.given += g.units
+	return g.asked > k.reset.Load()
+}
+
+// drop gives up what is held without returning it, and what is on its way.
+func (k *leaseKey) drop(now int64) {
+	for {
+		was := k.reset.Load()
+		if was >= now || k.reset.CompareAndSwap(was, now) {
+			break
+		}
+	}
+	for i := range k.grants {
+		if g := k.grants[i].Load(); g != nil {
+			g.close()
+		}
+	}
+}
+
+// idle says whether the key can be forgotten.
+func (k *leaseKey) idle(now int64) bool {
+	return !k.asking.Load() && k.rest(now) == 0 && now-k.since.Load() > int64(MaxLease)
+}
