@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -144,6 +145,8 @@ func (ls *leasing) learn(used int64) {
 	ls.worth.Store(was + min(used, 4) - was/worthUnit)
 }
 
+const yieldEvery = 16
+
 // leased admits a call out of a lease, if there is one with enough left.
 func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok bool) {
 	if l.lease == nil {
@@ -159,6 +162,9 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	}
 	if left <= g.low && rest == left && !g.ahead.Load() && g.ahead.CompareAndSwap(false, true) {
 		l.lease.prefetch(s, k, now)
+	}
+	if left%yieldEvery == 0 && s.charges.busy.Load() > 0 {
+		runtime.Gosched()
 	}
 	since := max(0, now-g.asked)
 	return Decision{

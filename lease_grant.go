@@ -5,21 +5,23 @@ import (
 	"time"
 )
 
-// grant is quota that was taken ahead: one lease.
+// grant is quota that was taken ahead: one lease. What calls need comes first, and it is as
+// long as two cache lines of most processors, of which they touch one.
 type grant struct {
-	key   *leaseKey
-	units int64
 	left  atomic.Int64 // -1-n: it was closed with n left
-	asked int64        // before the charge left, ns of the ring's clock
-	until int64
-	low   int64       // with so much left, the next one is asked for
-	ahead atomic.Bool // it has been
-	score int64       // log: of its units
+	until int64        // ns of the ring's clock
+	asked int64        // before the charge left
+	low   int64        // with so much left, the next one is asked for
+	ahead atomic.Bool  // it has been
 
 	remaining int64         // what the primary had left then
 	reset     time.Duration // until nothing is used, as of asked
 
-	due int64 // when it is to be returned; guarded by leasing.mu
+	key   *leaseKey
+	units int64
+	score int64 // log: of its units
+	due   int64 // when it is to be returned; guarded by leasing.mu
+	_     [5]int64
 }
 
 // take takes cost units, if there are as many, and returns what is left of them.
@@ -65,34 +67,39 @@ func (g *grant) rest(now int64) int64 {
 	return max(0, g.left.Load())
 }
 
-// leaseKey is what this process holds of one key.
+// leaseKey is what this process holds of one key. What calls need comes first, as in grant.
 type leaseKey struct {
-	of     *leasing
 	hash   keyHash
 	grants [2]atomic.Pointer[grant] // one in use, one that was asked for in advance
+	of     *leasing
 	// reset is when the key was last Reset: what was asked for before is not used.
 	reset atomic.Int64
 	room  atomic.Int64 // what was left when the primary was last asked
 	since atomic.Int64 // when it was last claimed
 
 	asking atomic.Bool // one asks at a time, and what follows is his
+	second bool        // the next lease is not the first
 	chunk  int64       // units that the last lease was meant to have; 0: none yet
 	given  int64       // units that there were to use since
-	second bool        // the next lease is not the first
+	_      [5]int64
 }
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
 // rest is what is left of both.
 func (k *leaseKey) take(cost, now int64) (g *grant, left, rest int64) {
-	a, b := k.grants[0].Load(), k.grants[1].Load()
+	first, second := &k.grants[0], &k.grants[1]
+	a, b := first.Load(), second.Load()
 	if a == nil || (b != nil && b.until < a.until) {
-		a, b = b, a
+		first, a, b = second, b, a
 	}
 	if a == nil {
 		return nil, 0, 0
 	}
 	if now < a.until {
 		if left, ok := a.take(cost); ok {
+			if left == 0 {
+				first.CompareAndSwap(a, nil) // so that nobody looks at it any more
+			}
 			return a, left, left + b.rest(now)
 		}
 	}

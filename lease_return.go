@@ -104,7 +104,7 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	for range leaseLooks {
-		if len(back) >= ls.of.ring.config.MaxBatch {
+		if len(back) >= 4*ls.of.ring.config.MaxBatch {
 			break
 		}
 		g := ls.queue.pop(now)

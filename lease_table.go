@@ -7,30 +7,51 @@ import (
 )
 
 const (
-	leaseWays = 8
+	leaseWays = 5
+	leaseSets = 1 << 16
 	// leaseKeys is the most keys with leases at a time, of all limiters together.
-	leaseKeys = 1 << 18
+	leaseKeys = leaseSets * leaseWays
 )
 
 // leaseTable holds a bounded number of keys. Reading takes no lock; a key that finds its
 // set full of keys in use gets no leases.
 type leaseTable struct {
 	made sync.Once
-	sets atomic.Pointer[[]leaseSet]
+	sets atomic.Pointer[[leaseSets]leaseSet]
 }
 
-type leaseSet [leaseWays]atomic.Pointer[leaseKey]
+// leaseSet holds the keys that fall into it, in no order, and a part of the hash of each, so
+// that no other key is looked at in vain. It is as long as a cache line of most processors.
+type leaseSet struct {
+	tags [leaseWays]atomic.Uint32
+	keys [leaseWays]atomic.Pointer[leaseKey]
+}
 
-// find is the key, nil if it is not there. The lower half of the hash is used: the upper
-// half picks the shard.
-func (t *leaseTable) find(h keyHash) *leaseKey {
+// set is where a key belongs, and its tag there. The lower half of its hash is used: the
+// upper half picks the shard.
+func (t *leaseTable) set(h keyHash) (s *leaseSet, tag uint32) {
 	sets := t.sets.Load()
 	if sets == nil {
+		return nil, 0
+	}
+	return &sets[h.lo%leaseSets], uint32(h.lo >> 32)
+}
+
+// find is the key, nil if it is not there.
+func (t *leaseTable) find(h keyHash) *leaseKey {
+	s, tag := t.set(h)
+	if s == nil {
 		return nil
 	}
-	s := &(*sets)[h.lo&uint64(len(*sets)-1)]
-	for i := range s {
-		if k := s[i].Load(); k != nil && k.hash == h {
+	return s.find(h, tag)
+}
+
+func (s *leaseSet) find(h keyHash, tag uint32) *leaseKey {
+	for i := range s.tags {
+		if s.tags[i].Load() != tag {
+			continue
+		}
+		if k := s.keys[i].Load(); k != nil && k.hash == h {
 			return k
 		}
 	}
@@ -39,25 +60,24 @@ func (t *leaseTable) find(h keyHash) *leaseKey {
 
 // key is find, and puts the key there if there is room. It takes no memory until the first.
 func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
-	t.made.Do(func() {
-		sets := make([]leaseSet, leaseKeys/leaseWays)
-		t.sets.Store(&sets)
-	})
-	if k := t.find(h); k != nil {
+	t.made.Do(func() { t.sets.Store(new([leaseSets]leaseSet)) })
+	s, tag := t.set(h)
+	if k := s.find(h, tag); k != nil {
 		return k
 	}
-	sets := *t.sets.Load()
-	s := &sets[h.lo&uint64(len(sets)-1)]
-	for i := range s {
-		old := s[i].Load()
+	for i := range s.keys {
+		old := s.keys[i].Load()
 		if old != nil && !old.idle(now) {
 			continue
 		}
 		k := &leaseKey{of: ls, hash: h}
 		k.room.Store(math.MaxInt64)
 		k.reset.Store(math.MinInt64)
-		if s[i].CompareAndSwap(old, k) {
-			return t.find(h) // another may have put it into another way
+		if s.keys[i].CompareAndSwap(old, k) {
+			// Between the two the key is not found, or another has taken the place since: then
+			// this one is not found either, and gets no lease.
+			s.tags[i].Store(tag)
+			return s.find(h, tag) // another may have put it into another way
 		}
 	}
 	return nil
@@ -77,9 +97,9 @@ func (t *leaseTable) outstanding(now int64) map[*leasing]int64 {
 	if sets == nil {
 		return out
 	}
-	for i := range *sets {
-		for j := range (*sets)[i] {
-			if k := (*sets)[i][j].Load(); k != nil {
+	for i := range sets {
+		for j := range sets[i].keys {
+			if k := sets[i].keys[j].Load(); k != nil {
 				out[k.of] += k.rest(now)
 			}
 		}
