@@ -19,8 +19,9 @@ const (
 	SourceLocal
 	// SourcePolicy: nobody knew; [PolicyOpen] admitted or [PolicyClosed] denied.
 	SourcePolicy
-	// SourceLease is kept for quota that is taken from the primary beforehand; nothing
-	// gives it yet.
+	// SourceLease: this process, out of quota that it had taken from the primary beforehand
+	// ([WithLease]). Age is how long ago that was asked for; Remaining is what was left then
+	// and what is held still.
 	SourceLease
 	// SourceCache: this process, which had been told by the primary that such a call
 	// is denied for longer than this ([WithNearCache]). It denies what the primary
@@ -92,7 +93,7 @@ type Decision struct {
 	// tokens are missing.
 	ResetAfter time.Duration
 	// Source says who answered. SourcePrimary is exact, and so is SourceCache but for what
-	// [WithNearCache] names.
+	// [WithNearCache] names; for SourceLease see [WithLease].
 	Source Source
 	// Shard is the id of the shard that owns the key.
 	Shard string
@@ -101,7 +102,8 @@ type Decision struct {
 	// ago the replica was asked, and by how long that lagged behind its primary then: a
 	// replica that had last heard of its primary 1 s before it was asked, 2 s ago, makes
 	// it 3 s. A replica says its lag in whole seconds, at check-ups and probes. Of a denial
-	// that is repeated it is how long ago the call began that the primary denied.
+	// that is repeated it is how long ago the call began that the primary denied; out of a
+	// lease, how long ago that was asked for.
 	Age time.Duration
 	// Cause says why the primary did not answer; CauseNone when it did.
 	Cause Cause

@@ -145,6 +145,9 @@ func (ls *leasing) learn(used int64) {
 	ls.worth.Store(was + min(used, 4) - was/worthUnit)
 }
 
+// yieldEvery: of calls that are answered here, one in so many lets others run while the shard
+// is asked something. Callers who never wait keep the processors for 10 ms at a time, and who
+// waits for a reply behind some hundred of them misses its budget.
 const yieldEvery = 16
 
 // leased admits a call out of a lease, if there is one with enough left.

@@ -44,10 +44,10 @@ func (l *Limiter) Name() string { return l.name }
 // Limit returns the limit given to Ring.Limiter.
 func (l *Limiter) Limit() Limit { return l.limit }
 
-// String shows the name and the limit, and nothing of the secret with which keys are
-// hashed.
+// String shows the name, the limit and what its leases add to that, and nothing of the
+// secret with which keys are hashed.
 func (l *Limiter) String() string {
-	return fmt.Sprintf("ringfence.Limiter{%s: %s}", l.name, l.limit)
+	return fmt.Sprintf("ringfence.Limiter{%s: %s%s}", l.name, l.limit, l.lease)
 }
 
 // GoString is String, so that %#v shows no secret either.

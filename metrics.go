@@ -136,6 +136,9 @@ var metricHelp = map[string]string{
 	"inflight_operations":            "Operations under way.",
 	"queue_entries":                  "Calls waiting for an operation.",
 	"near_cache_entries":             "Denials that are repeated without asking the primary, as long as they hold.",
+	"lease_outstanding":              "Units that were taken ahead and have not been used, returned or lost, of all keys.",
+	"lease_bound":                    "Most units of one key that this process takes ahead.",
+	"lease_returned_total":           "Units that were taken ahead and went back unused.",
 	"near_cache_hits_total":          "Calls denied without asking the primary, because it had said so.",
 	"local_keys":                     "Keys counted in this process's own memory.",
 	"redis_pool_connections":         "Connections by role of the server and state.",
@@ -162,6 +165,9 @@ var liveMetrics = map[string][]string{
 	"queue_entries":                 {"shard_id"},
 	"local_keys":                    {},
 	"near_cache_entries":            {"limit"},
+	"lease_outstanding":             {"limit"},
+	"lease_bound":                   {"limit"},
+	"lease_returned_total":          {"limit"},
 	"redis_pool_connections":        {"shard_id", "role", "state"},
 	"redis_pool_timeouts_total":     {"shard_id", "role"},
 	"redis_pool_wait_seconds_total": {"shard_id", "role"},
@@ -311,9 +317,15 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 		gauge("ring_shards", float64(n), BreakerState(state).String())
 	}
 	gauge("local_keys", float64(m.ring.local.len()))
-	denials := m.ring.near.count(m.ring.clock())
+	now := m.ring.clock()
+	denials, held := m.ring.near.count(now), m.ring.leases.outstanding(now)
 	for _, l := range limiters {
 		gauge("near_cache_entries", float64(denials[l.rule]), l.name)
+		if l.lease != nil {
+			gauge("lease_outstanding", float64(held[l.lease]), l.name)
+			gauge("lease_bound", float64(l.lease.bound), l.name)
+			emit("lease_returned_total", prometheus.CounterValue, float64(l.lease.returned.Load()), l.name)
+		}
 	}
 	gauge("slo_objective_ratio", sloObjective, sloAvailability)
 	gauge("slo_objective_ratio", sloObjective, sloLatency)

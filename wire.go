@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -143,7 +142,6 @@ func (w *wire) exchange() (ended bool, err error) {
 		}
 	}
 	most := w.reply.most()
-	w.attend()
 	for {
 		if len(w.in) == cap(w.in) {
 			w.in = slices.Grow(w.in, min(4<<10, most+1))
@@ -166,19 +164,6 @@ func (w *wire) exchange() (ended bool, err error) {
 				err = io.ErrUnexpectedEOF
 			}
 			return !errors.Is(err, os.ErrDeadlineExceeded), err
-		}
-	}
-}
-
-// attend lets others run while the reply is on its way, for as long as there are others.
-// Where goroutines never wait, as those do whose calls are answered without a round trip, the
-// runtime looks once in 10 ms at what has arrived: half a caller's time.
-func (w *wire) attend() {
-	for range 8 {
-		began := time.Now()
-		runtime.Gosched()
-		if time.Since(began) < 50*time.Microsecond || readable(w.conn) {
-			return
 		}
 	}
 }
