@@ -77,8 +77,9 @@ func TestTopCountsEveryDecidedCallOnceByKey(t *testing.T) {
 
 // A shard's list holds its own keys only, and all lists together hold all of them.
 func TestTopOfAShardAgreesWithLocate(t *testing.T) {
-	m := openMetered(t, 3, withTop)
 	const keys = 40
+	// Counters enough for all keys, however they fall into the stripes.
+	m := openMetered(t, 3, func(c *ringfence.Config) { c.Top = ringfence.TopConfig{Keys: 4 * keys} })
 	for i := range keys {
 		if _, err := m.bucket.Allow(context.Background(), fmt.Sprint("user-", i)); err != nil {
 			t.Fatal(err)
