@@ -149,6 +149,12 @@ func (m *metered) limiter(t testing.TB, name string, limit ringfence.Limit, opts
 	return l
 }
 
+// leased is the limiter with leases.
+func (m *metered) leased(t testing.TB) *ringfence.Limiter {
+	t.Helper()
+	return m.limiter(t, "leased", ringfence.TokenBucket{Rate: 1000, Per: time.Hour, Burst: 1000}, ringfence.WithLease(ringfence.Lease{Max: 20}))
+}
+
 // exercise takes every way through the limiters that embedded shards can show.
 func (m *metered) exercise(t testing.TB) {
 	t.Helper()
@@ -157,7 +163,7 @@ func (m *metered) exercise(t testing.TB) {
 	cancel()
 	closed := m.limiter(t, "closed", ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 10}, ringfence.WithPolicy(ringfence.PolicyClosed))
 	local := m.limiter(t, "local", ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 10}, ringfence.WithPolicy(ringfence.PolicyLocal))
-	all := []*ringfence.Limiter{m.bucket, m.log, closed, local}
+	all := []*ringfence.Limiter{m.bucket, m.log, closed, local, m.leased(t)}
 	for round := range 2 {
 		for _, l := range all {
 			for i := range 40 {
@@ -285,6 +291,7 @@ func TestEverySeriesExistsAtZeroBeforeAnyTraffic(t *testing.T) {
 		opt := ringfence.WithPolicy(map[string]ringfence.FailurePolicy{"closed": ringfence.PolicyClosed, "local": ringfence.PolicyLocal}[name])
 		m.limiter(t, name, ringfence.TokenBucket{Rate: 1, Per: time.Hour, Burst: 10}, opt)
 	}
+	m.leased(t)
 	before := m.series(t)
 	count := func(name string) (n int) {
 		for s := range before {
@@ -294,7 +301,7 @@ func TestEverySeriesExistsAtZeroBeforeAnyTraffic(t *testing.T) {
 		}
 		return n
 	}
-	const shards, limiters = 3, 4
+	const shards, limiters = 3, 5
 	for name, want := range map[string]int{
 		"decisions_total":                limiters * (2*6 + 2), // error and canceled have the source none
 		"request_latency_seconds":        (shards + 1) * 4,     // and shard_id "" for misuse
@@ -311,6 +318,9 @@ func TestEverySeriesExistsAtZeroBeforeAnyTraffic(t *testing.T) {
 		"near_limit_total":               limiters,
 		"near_cache_entries":             limiters,
 		"near_cache_hits_total":          limiters,
+		"lease_outstanding":              1,
+		"lease_bound":                    1,
+		"lease_returned_total":           1,
 		"limit_capacity":                 limiters,
 		"limit_window_seconds":           limiters,
 		"batch_entries":                  shards,
