@@ -1,6 +1,9 @@
 package model
 
-import "testing"
+import (
+	"math/rand/v2"
+	"testing"
+)
 
 // The referee is small enough to be checked by hand: every number below was.
 
@@ -148,5 +151,63 @@ func TestALimitInOtherWordsIsTheSameLimit(t *testing.T) {
 	// Had the denied call written, the clock would stand at 7000 now, with 2 left.
 	if a, _, _ := b.Charge(one, 5000, Call{Cost: 1, Count: 1}); a.Granted != 0 || a.Remaining != 0 {
 		t.Errorf("after a step back: %+v, want nothing left, as the last call that wrote left it", a)
+	}
+}
+
+// What is taken ahead is used at any time until the instant it was taken for, and partly given
+// back. However that goes, no window of a log holds more than its limit, by the instants at
+// which the units were really used.
+func TestNoWindowHoldsMoreThanTheLimitWhateverIsTakenAhead(t *testing.T) {
+	for seed := range uint64(2000) {
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		limit := LogLimit{Limit: 1 + rnd.Int64N(12), Window: 100}
+		var g Log
+		var used []int64
+		var held []Back
+		now := int64(1_000_000)
+		for range 300 {
+			now += rnd.Int64N(12)
+			for i := range held { // what is held is used now and then
+				if h := &held[i]; h.Units > 0 && now < h.Score && rnd.IntN(3) == 0 {
+					h.Units--
+					used = append(used, now)
+				}
+			}
+			c := Call{Cost: 1, Count: rnd.Int64N(5)}
+			if rnd.IntN(2) == 0 {
+				c.Ahead = 1 + rnd.Int64N(30)
+			}
+			if n := len(held); n > 0 && rnd.IntN(3) == 0 {
+				i := rnd.IntN(n)
+				if held[i].Units > 0 && now < held[i].Score {
+					c.Back = []Back{held[i]}
+				}
+				held = append(held[:i], held[i+1:]...)
+			}
+			a, _, _ := g.Charge(limit, now, c)
+			switch {
+			case c.Ahead == 0:
+				for range a.Granted {
+					used = append(used, now)
+				}
+			case a.Granted > 0:
+				if a.Score < now+c.Ahead {
+					t.Fatalf("seed %d: at %d units are taken for %d, %d ahead", seed, now, a.Score, c.Ahead)
+				}
+				held = append(held, Back{a.Granted, now + c.Ahead})
+				held[len(held)-1].Score = a.Score
+			}
+		}
+		for i, at := range used {
+			n := int64(0)
+			for _, u := range used[i:] {
+				if u < at+limit.Window {
+					n++
+				}
+			}
+			if n > limit.Limit {
+				t.Fatalf("seed %d: %d of %d used in the window from %d", seed, n, limit.Limit, at)
+			}
+		}
 	}
 }

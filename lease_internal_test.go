@@ -1,0 +1,196 @@
+package ringfence
+
+import (
+	"context"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ringfence/ringfence/internal/redistest"
+)
+
+func leaseRing(t *testing.T, url string, limit Limit, lease Lease) (*Ring, *Limiter) {
+	t.Helper()
+	r, err := Open(context.Background(), Config{
+		Shards: []ShardConfig{{ID: "a", Primary: url}}, HashKey: []byte("0123456789abcdef"), Instances: 1, InstanceID: "1",
+	})
+	aclMust(t, err)
+	t.Cleanup(func() { aclMust(t, r.Close()) })
+	l, err := r.Limiter("l", limit, WithLease(lease))
+	aclMust(t, err)
+	return r, l
+}
+
+// Where most keys are called once, a lease costs a return and saves nothing.
+func TestNewKeysGetNoLeaseWhereFirstLeasesAreNotUsed(t *testing.T) {
+	_, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1000, Per: time.Minute, Burst: 1000}, Lease{Max: 64})
+	ls := l.lease
+	withLease := func(keys int) (n int) {
+		for range keys {
+			if ls.start() > 1 {
+				n++
+			}
+		}
+		return n
+	}
+	if n := withLease(160); n != 160 {
+		t.Errorf("%d of 160 keys begin with a lease before anything is known", n)
+	}
+	for range 200 {
+		ls.learn(0)
+	}
+	if n := withLease(160); n != 10 {
+		t.Errorf("%d of 160 keys begin with a lease when none is used, want one in 16", n)
+	}
+	for range 200 {
+		ls.learn(30)
+	}
+	if n := withLease(160); n != 160 {
+		t.Errorf("%d of 160 keys begin with a lease when each saves calls", n)
+	}
+}
+
+func TestTheChunkOfAKeyFollowsItsDemand(t *testing.T) {
+	_, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1000, Per: time.Minute, Burst: 1000}, Lease{Max: 64})
+	k := &leaseKey{of: l.lease}
+	for _, c := range []struct {
+		used    int64
+		elapsed time.Duration
+		want    int64
+	}{
+		{0, 0, 64}, // the first: nothing is known
+		{10, time.Second, 40},
+		{10, time.Millisecond, 64},
+		{1, time.Second, 1}, // one call in a life is no demand
+		{0, time.Second, 1},
+		{2, time.Second, 8},
+		{1, time.Hour, 1},
+		{1, time.Microsecond, 64},
+	} {
+		if k.size(c.used, int64(c.elapsed)); k.chunk != c.want {
+			t.Errorf("%d used in %s: %d units, want %d", c.used, c.elapsed, k.chunk, c.want)
+		}
+	}
+}
+
+// Takers and the one who returns the rest are never given the same unit.
+func TestUnitsOfALeaseAreGivenOutOnce(t *testing.T) {
+	for range 200 {
+		g := &grant{until: 1}
+		g.left.Store(1000)
+		var taken, closed atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				rnd := rand.New(rand.NewPCG(uint64(i), 0))
+				for range 100 {
+					cost := 1 + rnd.Int64N(5)
+					if _, ok := g.take(cost); ok {
+						taken.Add(cost)
+					}
+				}
+				closed.Add(g.close())
+			})
+		}
+		wg.Wait()
+		if n := taken.Load() + closed.Load(); n != 1000 || g.close() != 0 || g.unused() != closed.Load() || g.rest(0) != 0 {
+			t.Fatalf("%d of 1000 were given out, %d of them taken; %d were unused", n, taken.Load(), g.unused())
+		}
+	}
+}
+
+func TestCallsOutOfALeaseDoNotAllocate(t *testing.T) {
+	_, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1, Per: time.Microsecond, Burst: 1_000_000}, Lease{Max: 1000})
+	ctx := context.Background()
+	leased := 0
+	allocs := testing.AllocsPerRun(2000, func() {
+		d, err := l.Allow(ctx, "k")
+		if err != nil || !d.Allowed {
+			t.Errorf("%+v, %v", d, err)
+		}
+		if d.Source == SourceLease {
+			leased++
+		}
+	})
+	if allocs != 0 || leased < 1900 {
+		t.Errorf("%v allocations a call, %d of 2001 calls out of leases", allocs, leased)
+	}
+}
+
+// A caller who leaves before the primary has answered does not take the lease with him.
+func TestALeaseThatComesLateIsUsed(t *testing.T) {
+	server := redistest.Start(t, redistest.Options{})
+	r, l := leaseRing(t, server.URL(), TokenBucket{Rate: 1000, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	ctx := context.Background()
+	_, err := l.Allow(ctx, "other") // scripts and connections
+	aclMust(t, err)
+	server.Pause()
+	d, err := l.Allow(ctx, "k")
+	server.Resume()
+	if err != nil || d.Source != SourcePolicy {
+		t.Fatalf("of a silent primary: %+v, %v", d, err)
+	}
+	k := r.leases.find(l.keys.hash("k"))
+	for deadline := time.Now().Add(10 * time.Second); k.asking.Load(); {
+		if time.Now().After(deadline) {
+			t.Fatal("the key is claimed for good")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if d, err = l.Allow(ctx, "k"); err != nil || d.Source != SourceLease || d.Remaining != 998 {
+		t.Errorf("after the late answer: %+v, %v", d, err)
+	}
+}
+
+// The script has run, but nobody hears of it: it is neither sent again nor counted.
+func TestAReturnOfUnknownFateIsNotRepeated(t *testing.T) {
+	for name, limit := range map[string]Limit{
+		"bucket": TokenBucket{Rate: 1000, Per: 24 * time.Hour, Burst: 1000}, "log": SlidingLog{Limit: 1000, Window: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, redistest.Options{})
+			proxy, err := redistest.NewProxy(server.Addr())
+			aclMust(t, err)
+			t.Cleanup(proxy.Close)
+			_, l := leaseRing(t, "redis://"+proxy.Addr(), limit, Lease{Max: 50, TTL: 300 * time.Millisecond})
+			other, err := Open(t.Context(), Config{Shards: []ShardConfig{{ID: "a", Primary: server.URL()}}, HashKey: []byte("0123456789abcdef"), Instances: 1, InstanceID: "2"})
+			aclMust(t, err)
+			defer other.Close()
+			look, err := other.Limiter("l", limit)
+			aclMust(t, err)
+			left := func() int64 {
+				d, err := look.Peek(t.Context(), "k")
+				aclMust(t, err)
+				return d.Remaining
+			}
+			d, err := l.Allow(t.Context(), "k")
+			if err != nil || d.Source != SourcePrimary {
+				t.Fatalf("%+v, %v", d, err)
+			}
+			if n := left(); n != 949 {
+				t.Fatalf("%d left with 50 taken ahead", n)
+			}
+			proxy.CutReplies(true)
+			for deadline := time.Now().Add(10 * time.Second); left() != 999 || proxy.Cuts() == 0; {
+				if time.Now().After(deadline) {
+					t.Fatalf("%d left and %d replies cut: nothing was returned", left(), proxy.Cuts())
+				}
+				time.Sleep(time.Millisecond)
+			}
+			proxy.CutReplies(false)
+			// Other calls go on, and none of them carries the return once more.
+			for range 20 {
+				_, err := l.AllowN(t.Context(), "k", 1)
+				aclMust(t, err)
+			}
+			if n := left(); n > 999 {
+				t.Errorf("%d left", n)
+			}
+			if n := l.lease.returned.Load(); n != 0 {
+				t.Errorf("%d units are counted as returned, of which nobody knows", n)
+			}
+		})
+	}
+}
