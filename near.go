@@ -15,8 +15,9 @@ import (
 //
 //   - the key is Reset: in this process that drops the entry, elsewhere it takes effect
 //     here when the entry ends;
-//   - another process brings a limit of the same name that gives more, or the shard loses
-//     the key or its clock steps forward: the same, at most WithNearCache's max later.
+//   - another process brings a limit of the same name that gives more, or returns units it
+//     had taken ahead, or the shard loses the key or its clock steps forward: the same, at
+//     most WithNearCache's max later.
 const (
 	// MaxNearCache is the longest that WithNearCache lets a denial live.
 	MaxNearCache = 10 * time.Second

@@ -419,9 +419,9 @@ func (r *Ring) GoString() string { return r.String() }
 func (r *Ring) Format(f fmt.State, verb rune) { printSafely(f, verb, r) }
 
 // Close ends the ring, within 2 s: calls from now on get ErrClosed, those under way are
-// answered, leases are returned where a shard takes them within a second, operations in flight have a second to end, and connections that ringfence
-// opened are closed. Clients given to it stay open. Metrics are unregistered. Calling it
-// again does nothing.
+// answered, leases are returned to shards that answer, operations in flight have a second to
+// end, and connections that ringfence opened are closed. Clients given to it stay open.
+// Metrics are unregistered. Calling it again does nothing.
 func (r *Ring) Close() error {
 	if !r.calls.close() {
 		return nil

@@ -533,9 +533,9 @@ func WithBudget(d time.Duration) LimiterOption {
 // WithNearCache sets how long a denial by the primary may be repeated without asking it:
 // 0 to MaxNearCache, default 1 s; 0 turns that off for the limiter. It is never repeated
 // for longer than the primary would deny the call, so nothing changes but the time it
-// takes; except that a Reset in another process, a limit raised in another process, a key
-// that the server has lost, and a clock of the server that steps forward take effect here
-// up to max later.
+// takes; except that a Reset in another process, a limit raised in another process, units
+// that another process returns ([WithLease]), a key that the server has lost, and a clock of
+// the server that steps forward take effect here up to max later.
 func WithNearCache(max time.Duration) LimiterOption {
 	return func(o *limiterOptions) error {
 		if max < 0 || max > MaxNearCache {

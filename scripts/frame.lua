@@ -19,8 +19,8 @@
 --   run     how many entries it is, at least 1; together as many as KEYS
 --   limit   which limit of the table, from 1
 --   cost    units each caller asks for, 1 to the limit's highest cost
---   count   how many callers ask for it, first come first served; 0: none, the entry
---           only tells a debit
+--   count   how many callers ask for it, first come first served, those who will call
+--           out of a lease last; 0: none, the entry only tells a debit
 --   debit   what was admitted elsewhere while this server was away, taken without
 --           asking: "0", or units (token bucket), or "units@age us,..." (sliding log); or
 --           what was taken ahead and is given back: "-units" (token bucket) or
