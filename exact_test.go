@@ -63,6 +63,7 @@ var exactRings = map[string]func(*ringfence.Config){
 	"plain":  func(*ringfence.Config) {},
 	"near":   func(c *ringfence.Config) { c.NearCacheKeys = 0 },
 	"single": func(c *ringfence.Config) { c.NearCacheKeys, c.MaxBatch = 0, 1 },
+	"leased": func(*ringfence.Config) {},
 }
 
 // exactChild reads lines "limiter key ring" and answers each with the number of calls that
@@ -88,7 +89,11 @@ func exactChild(url string) error {
 			return fmt.Errorf("not an order: %q", in.Text())
 		}
 		kind, key := words[0], words[1]
-		l, err := rings[words[2]].Limiter(kind, limits[kind])
+		var opts []ringfence.LimiterOption
+		if words[2] == "leased" {
+			opts = append(opts, ringfence.WithLease(ringfence.Lease{Max: 20}))
+		}
+		l, err := rings[words[2]].Limiter(kind, limits[kind], opts...)
 		if err != nil {
 			return err
 		}
@@ -98,7 +103,7 @@ func exactChild(url string) error {
 			wg.Go(func() {
 				for range exactCalls {
 					d, err := l.Allow(context.Background(), key)
-					if err != nil || (d.Source != ringfence.SourcePrimary && d.Source != ringfence.SourceCache) {
+					if err != nil || (d.Source != ringfence.SourcePrimary && d.Source != ringfence.SourceCache && d.Source != ringfence.SourceLease) {
 						failed.Add(1)
 					} else if d.Allowed {
 						admitted.Add(1)
@@ -150,35 +155,83 @@ func (p *exactProcess) read(t *testing.T) string {
 	return p.out.Text()
 }
 
-func TestManyProcessesTogetherAdmitExactlyTheLimit(t *testing.T) {
-	s := redistest.Start(t, redistest.Options{})
-	children := make([]*exactProcess, exactProcesses)
+// exactFamily are the processes, ready to call.
+type exactFamily []*exactProcess
+
+func startExactFamily(t *testing.T, url string) exactFamily {
+	t.Helper()
+	children := make(exactFamily, exactProcesses)
 	for i := range children {
-		children[i] = startExactChild(t, s.URL())
+		children[i] = startExactChild(t, url)
 	}
 	for _, c := range children {
 		if line := c.read(t); line != "ready" {
 			t.Fatalf("a child said %q", line)
 		}
 	}
+	return children
+}
+
+// run makes all of them call one key, with the features in turn, and returns how many calls
+// were admitted.
+func (f exactFamily) run(t *testing.T, kind, key string, with []string) (total int) {
+	t.Helper()
+	for i, c := range f {
+		_, err := fmt.Fprintf(c.in, "%s %s %s\n", kind, key, with[i%len(with)])
+		suiteMust(t, err)
+	}
+	for _, c := range f {
+		n, err := strconv.Atoi(c.read(t))
+		suiteMust(t, err)
+		total += n
+	}
+	return total
+}
+
+func TestManyProcessesTogetherAdmitExactlyTheLimit(t *testing.T) {
+	s := redistest.Start(t, redistest.Options{})
+	children := startExactFamily(t, s.URL())
 	// All processes with the same features, and each with others.
 	features := [][]string{{"plain"}, {"near"}, {"single"}, {"plain", "near", "single", "near"}}
 	for kind := range fixedKinds(exactLimit) {
 		for run := range 20 {
 			with := features[run%len(features)]
-			for i, c := range children {
-				_, err := fmt.Fprintf(c.in, "%s run-%d %s\n", kind, run, with[i%len(with)])
-				suiteMust(t, err)
-			}
-			total := 0
-			for _, c := range children {
-				n, err := strconv.Atoi(c.read(t))
-				suiteMust(t, err)
-				total += n
-			}
+			total := children.run(t, kind, fmt.Sprint("run-", run), with)
 			if total != exactLimit {
 				t.Errorf("%s, run %d, %v: %d of %d calls admitted, the limit is %d", kind, run, with,
 					total, exactProcesses*exactGoroutines*exactCalls, exactLimit)
+			}
+		}
+	}
+}
+
+// With leases, in all processes or in some, never more than the limit is admitted; what is
+// missing was held by one process when another was denied, and comes back.
+func TestManyProcessesWithLeasesAdmitNoMoreThanTheLimit(t *testing.T) {
+	s := redistest.Start(t, redistest.Options{})
+	children := startExactFamily(t, s.URL())
+	look, err := ringfence.Open(t.Context(), exactConfig(ringfence.ShardConfig{ID: "a", Primary: s.URL()}))
+	suiteMust(t, err)
+	defer look.Close()
+	features := [][]string{{"leased"}, {"leased", "plain"}, {"leased", "near", "single", "leased"}}
+	for kind, limit := range fixedKinds(exactLimit) {
+		l, err := look.Limiter(kind, limit)
+		suiteMust(t, err)
+		for run := range 12 {
+			with, key := features[run%len(features)], fmt.Sprint("run-", run)
+			total := children.run(t, kind, key, with)
+			if total > exactLimit || total < exactLimit-exactProcesses*20 {
+				t.Errorf("%s, run %d, %v: %d calls admitted, the limit is %d", kind, run, with, total, exactLimit)
+			}
+			for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+				d, err := l.Peek(t.Context(), key)
+				suiteMust(t, err)
+				if d.Remaining == int64(exactLimit-total) {
+					break
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("%s, run %d, %v: %d of %d are left after %d calls were admitted", kind, run, with, d.Remaining, exactLimit, total)
+				}
 			}
 		}
 	}

@@ -62,7 +62,8 @@ const (
 // A Reset in another process takes effect here when the lease ends, and what this process
 // returns meanwhile, Lease.Max at most, is given to those who called since. A denial that
 // another process caches ([WithNearCache]) does not know of units that come back here. While
-// a shard is away its leases are used until they end. A machine that is suspended and wakes
+// a shard is away its leases are used until they end. At most 327,680 keys of a ring have
+// leases at a time, 128 bytes each and as many for a lease, in a table of 4 MB; further ones go without. A machine that is suspended and wakes
 // up uses its leases as if it had not slept.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {

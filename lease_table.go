@@ -9,11 +9,10 @@ import (
 const (
 	leaseWays = 5
 	leaseSets = 1 << 16
-	// leaseKeys is the most keys with leases at a time, of all limiters together.
-	leaseKeys = leaseSets * leaseWays
 )
 
-// leaseTable holds a bounded number of keys. Reading takes no lock; a key that finds its
+// leaseTable holds the keys that may have leases, of all limiters of a ring together: at most
+// leaseSets x leaseWays, 327,680. Reading takes no lock; a key that finds its
 // set full of keys in use gets no leases.
 type leaseTable struct {
 	made sync.Once

@@ -27,9 +27,9 @@ func leaseLimiter(t testing.TB, r *ringfence.Ring, limit ringfence.Limit, opts .
 	return l
 }
 
-func leaseAllow(t testing.TB, l *ringfence.Limiter, cost int64) ringfence.Decision {
+func leaseAllow(t testing.TB, l *ringfence.Limiter) ringfence.Decision {
 	t.Helper()
-	d, err := l.AllowN(context.Background(), "k", cost)
+	d, err := l.Allow(context.Background(), "k")
 	suiteMust(t, err)
 	return d
 }
@@ -224,7 +224,7 @@ func TestABucketWithLeasesStaysWithinItsBound(t *testing.T) {
 }
 
 // leaseRings are two rings on one server, of which only the first has leases.
-func leaseRings(t *testing.T, url string, limit ringfence.Limit, c ringfence.Lease) (holder, other *ringfence.Ring, l, look *ringfence.Limiter) {
+func leaseRings(t *testing.T, url string, limit ringfence.Limit, c ringfence.Lease) (holder *ringfence.Ring, l, look *ringfence.Limiter) {
 	t.Helper()
 	open := func() *ringfence.Ring {
 		r, err := ringfence.Open(t.Context(), exactConfig(ringfence.ShardConfig{ID: "a", Primary: url}))
@@ -232,8 +232,9 @@ func leaseRings(t *testing.T, url string, limit ringfence.Limit, c ringfence.Lea
 		t.Cleanup(func() { suiteMust(t, r.Close()) })
 		return r
 	}
-	holder, other = open(), open()
-	return holder, other, leaseLimiter(t, holder, limit, ringfence.WithLease(c)), leaseLimiter(t, other, limit)
+	holder = open()
+	other := open()
+	return holder, leaseLimiter(t, holder, limit, ringfence.WithLease(c)), leaseLimiter(t, other, limit)
 }
 
 var leaseKinds = map[string]ringfence.Limit{
@@ -245,7 +246,7 @@ var leaseKinds = map[string]ringfence.Limit{
 func hold(t *testing.T, l *ringfence.Limiter) (calls int64) {
 	t.Helper()
 	for source := ringfence.SourcePrimary; calls < 40 || source != ringfence.SourceLease; calls++ {
-		d := leaseAllow(t, l, 1)
+		d := leaseAllow(t, l)
 		if !d.Allowed {
 			t.Fatalf("call %d: %+v", calls, d)
 		}
@@ -291,7 +292,7 @@ func TestWhatIsNotUsedGoesBackWhenTheCallsStop(t *testing.T) {
 	for name, limit := range leaseKinds {
 		t.Run(name, func(t *testing.T) {
 			s.Client().FlushAll(t.Context())
-			_, _, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
+			_, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
 			used := hold(t, l)
 			if n := remaining(t, look); n >= 1000-used {
 				t.Fatalf("%d remain after %d calls: nothing was held", n, used)
@@ -306,7 +307,7 @@ func TestCloseReturnsWhatIsHeld(t *testing.T) {
 	for name, limit := range leaseKinds {
 		t.Run(name, func(t *testing.T) {
 			s.Client().FlushAll(t.Context())
-			holder, _, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
+			holder, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
 			used := hold(t, l)
 			suiteMust(t, holder.Close())
 			if n := remaining(t, look); n < 1000-used || n > 1000-used+1 {
@@ -324,10 +325,10 @@ func TestResetDropsWhatIsHeld(t *testing.T) {
 	for name, limit := range leaseKinds {
 		t.Run(name, func(t *testing.T) {
 			s.Client().FlushAll(t.Context())
-			holder, _, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
+			holder, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 100})
 			hold(t, l)
 			suiteMust(t, l.Reset(t.Context(), "k"))
-			if d := leaseAllow(t, l, 1); d.Source != ringfence.SourcePrimary || !d.Allowed {
+			if d := leaseAllow(t, l); d.Source != ringfence.SourcePrimary || !d.Allowed {
 				t.Errorf("after Reset: %+v", d)
 			}
 			settles(t, look, 1)
@@ -341,14 +342,13 @@ func TestResetDropsWhatIsHeld(t *testing.T) {
 func TestACrashLosesAtMostWhatIsOutstanding(t *testing.T) {
 	s := redistest.Start(t, redistest.Options{})
 	limit := ringfence.SlidingLog{Limit: 1000, Window: 300 * time.Millisecond}
-	holder, _, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 50})
+	holder, l, look := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 50})
 	began := time.Now()
 	used := hold(t, l)
 	suiteMust(t, holder.ForceBreaker("a", ringfence.BreakerForcedOpen)) // it cannot return anything any more
 	n := remaining(t, look)
-	if time.Since(began) > limit.Window {
-		t.Skip("the machine was too slow for this")
-	}
+	// On a slow machine the first of them have left the window already; then there is more.
+	t.Logf("%s after the first call", time.Since(began))
 	if n < 1000-used-50 {
 		t.Errorf("%d remain after %d calls, with 50 held at most", n, used)
 	}
@@ -369,7 +369,7 @@ func TestALeaseIsUsedWhileTheShardIsAwayAndNotOnceItHasEnded(t *testing.T) {
 		suiteMust(t, r.ForceBreaker(p.shards[0].ID, ringfence.BreakerForcedOpen))
 		n := 0
 		for ; ; n++ {
-			if d := leaseAllow(t, l, 1); d.Source != ringfence.SourceLease {
+			if d := leaseAllow(t, l); d.Source != ringfence.SourceLease {
 				if d.Source != ringfence.SourcePolicy || d.Allowed {
 					t.Fatalf("%+v", d)
 				}
@@ -384,7 +384,7 @@ func TestALeaseIsUsedWhileTheShardIsAwayAndNotOnceItHasEnded(t *testing.T) {
 		hold(t, l)
 		suiteMust(t, r.ForceBreaker(p.shards[0].ID, ringfence.BreakerForcedOpen))
 		step(time.Second)
-		if d := leaseAllow(t, l, 1); d.Source == ringfence.SourceLease {
+		if d := leaseAllow(t, l); d.Source == ringfence.SourceLease {
 			t.Errorf("a lease of 1 s is used 1 s later: %+v", d)
 		}
 	})
@@ -398,10 +398,10 @@ func TestMostCallsNeedNoRoundTrip(t *testing.T) {
 		ringfence.TokenBucket{Rate: 1_000_000, Per: time.Second, Burst: 1_000_000},
 		ringfence.SlidingLog{Limit: 200_000, Window: 10 * time.Second},
 	} {
-		_, _, l, _ := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 64})
+		_, l, _ := leaseRings(t, s.URL(), limit, ringfence.Lease{Max: 64})
 		sources := map[ringfence.Source]int{}
 		for range 20_000 {
-			d := leaseAllow(t, l, 1)
+			d := leaseAllow(t, l)
 			if !d.Allowed {
 				t.Fatalf("%+v", d)
 			}
