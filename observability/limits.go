@@ -97,7 +97,7 @@ func Limits() (classic, error) {
 		about: "What the processes shown may hold of one key, all of them together, over its limit: their bounds summed. Above 50 % calls can be denied that much too early, and a TokenBucket can admit that much more; RingfenceLeaseOvershoot fires if as many units are held.",
 		queries: []query{{"sum by (job, limit) (" + bound + ") / max by (job, limit) (ratelimiter_limit_capacity{" + ofLimits + "})",
 			"{{job}} {{limit}}"}},
-	}).Min(0).Thresholds(steps("transparent", step{LeaseOvershoot, "orange"})).
+	}).Min(0).AxisSoftMax(0.6).Thresholds(steps("transparent", step{LeaseOvershoot, "orange"})).
 		ThresholdsStyle(common.NewGraphThresholdsStyleConfigBuilder().Mode(common.GraphThresholdsStyleModeDashed)))
 
 	l.row("Configuration")

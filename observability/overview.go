@@ -171,7 +171,7 @@ func Overview() (classic, error) {
 			`sum by (source) (rate(ratelimiter_decisions_total{` + process + `}[$__rate_interval]))`,
 			"{{source}}"}},
 	}).Min(0).LineWidth(0).FillOpacity(70).Stacking(stacked())
-	for _, c := range [][2]string{{"primary", "green"}, {"cache", "yellow"}, {"lease", "semi-dark-green"}, {"replica", "blue"}, {"local", "purple"}, {"policy", "orange"}, {"none", "text"}} {
+	for _, c := range [][2]string{{"primary", "green"}, {"cache", "yellow"}, {"lease", "dark-green"}, {"replica", "blue"}, {"local", "purple"}, {"policy", "orange"}, {"none", "text"}} {
 		painted(sources, c[0], c[1])
 	}
 	l.add(sources)
