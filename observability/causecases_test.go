@@ -375,6 +375,7 @@ func limitCases() (cases []ruleCase) {
 		}
 		cases = append(cases, ruleCase{fmt.Sprintf("RingfenceDenyRatioAnomaly: traffic becomes %g times what it was", now), "RingfenceDenyRatioAnomaly", 5, s, checks})
 	}
+	cases = append(cases, leaseCases()...)
 	anomaly("an hour only", begins+60, 10000, func(i int) float64 {
 		if i > begins && i <= begins+12 {
 			return 0.5

@@ -72,6 +72,15 @@ func gather() (catalog, error) {
 	if err != nil {
 		return nil, err
 	}
+	busy, err := ring.Limiter("busy", ringfence.TokenBucket{Rate: 1, Per: time.Second, Burst: 1000}, ringfence.WithLease(ringfence.Lease{Max: 50}))
+	if err != nil {
+		return nil, err
+	}
+	for range 20 {
+		if _, err := busy.Allow(ctx, "user"); err != nil {
+			return nil, err
+		}
+	}
 	for round := range 2 {
 		// Other keys each time: denials are repeated without asking a shard, dead or alive.
 		for i := range 160 {
@@ -92,6 +101,9 @@ func gather() (catalog, error) {
 	}
 	if fellBack := total(families, "ratelimiter_fallback_decisions_total"); fellBack == 0 {
 		return nil, errors.New("a shard was killed, and nothing fell back: the limiter was not exercised")
+	}
+	if leased := total(families, "ratelimiter_decisions_total", "source", "lease"); leased == 0 {
+		return nil, errors.New("20 calls of one key, and none was answered out of a lease: leases were not exercised")
 	}
 	c := catalog{}
 	for _, f := range families {
@@ -128,11 +140,14 @@ func gather() (catalog, error) {
 	return c, nil
 }
 
-// total is the sum of all series of a counter.
-func total(families []*dto.MetricFamily, name string) (sum float64) {
+// total is the sum of all series of a counter, or of those with a label of that value.
+func total(families []*dto.MetricFamily, name string, label ...string) (sum float64) {
 	for _, f := range families {
-		if f.GetName() == name {
-			for _, m := range f.GetMetric() {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			if len(label) == 0 || slices.ContainsFunc(m.GetLabel(), func(l *dto.LabelPair) bool { return l.GetName() == label[0] && l.GetValue() == label[1] }) {
 				sum += m.GetCounter().GetValue()
 			}
 		}

@@ -7,15 +7,16 @@ import (
 )
 
 // fixtureLimits are the limits of the service: their part of the traffic, and what is
-// configured.
+// configured. leased is the part of what the primary would admit that leases do.
 var fixtureLimits = []fixtureLimit{
-	{"api", 0.7, 6000, 60}, {"login", 0.25, 5, 300}, {"export", 0.05, 20, 3600},
+	{"api", 0.7, 6000, 60, 0.6}, {"login", 0.25, 5, 300, 0}, {"export", 0.05, 20, 3600, 0},
 }
 
 type fixtureLimit struct {
 	name             string
 	part             float64
 	capacity, window float64
+	leased           float64
 }
 
 // shardMoment is what one process sees of a shard in one step.
@@ -132,7 +133,7 @@ func (f *fixture) addHistogram(name, l string, n, median, spread float64) {
 }
 
 // addLimit adds what a process exports about a limit, beside its decisions.
-func (f *fixture) addLimit(count counting, l string, limit fixtureLimit, decided, allowed, cached float64, n int) {
+func (f *fixture) addLimit(count counting, l string, limit fixtureLimit, decided, allowed, cached, leased float64, n int) {
 	const r = "ratelimiter_"
 	wave := 1 + 0.1*math.Sin(float64(n)/30+limit.part*20)
 	count(r+"tokens_requested", r+"tokens_requested_total{"+l+"}", decided*1.3)
@@ -140,6 +141,11 @@ func (f *fixture) addLimit(count counting, l string, limit fixtureLimit, decided
 	count(r+"near_limit", r+"near_limit_total{"+l+"}", decided*0.08*wave)
 	count(r+"near_cache_hits", r+"near_cache_hits_total{"+l+"}", cached)
 	f.add(r+"near_cache_entries", "gauge", r+"near_cache_entries{"+l+"}", math.Round(60*wave*isTrue(limit.name != "export")))
+	if limit.leased > 0 { // the others export nothing about leases
+		f.add(r+"lease_outstanding", "gauge", r+"lease_outstanding{"+l+"}", math.Round(leased*0.08*wave))
+		f.add(r+"lease_bound", "gauge", r+"lease_bound{"+l+"}", 64)
+		count(r+"lease_returned", r+"lease_returned_total{"+l+"}", leased*0.35*wave)
+	}
 	f.add(r+"limit_capacity", "gauge", r+"limit_capacity{"+l+"}", limit.capacity)
 	f.add(r+"limit_window_seconds", "gauge", r+"limit_window_seconds{"+l+"}", limit.window)
 }

@@ -210,20 +210,22 @@ func makeFixture(c catalog) *fixture {
 				// Callers that are denied come again at once, but for those of export; what the
 				// primary denied is repeated without asking it.
 				cached := (denied - bad*0.15) * 0.6 * (1 + 0.1*math.Sin(float64(n)/30+part*20)) * isTrue(limit.name != "export")
+				known := allowed - bad*0.85 // by the primary, now or ahead
+				leased := known * limit.leased
 				l := who + `,limit="` + limit.name + `"`
 				for _, x := range []struct {
 					outcome, source string
 					add             float64
 				}{
-					{"allowed", "primary", allowed - bad*0.85}, {"denied", "primary", denied - bad*0.15 - cached},
-					{"denied", "cache", cached},
+					{"allowed", "primary", known - leased}, {"denied", "primary", denied - bad*0.15 - cached},
+					{"denied", "cache", cached}, {"allowed", "lease", leased},
 					{"allowed", "replica", (bad - open) * 0.85}, {"denied", "replica", (bad - open) * 0.15},
 					{"allowed", "policy", open}, {"denied", "policy", 0}, {"allowed", "local", 0}, {"denied", "local", 0},
 					{"error", "none", 3}, {"canceled", "none", decided * 0.0002},
 				} {
 					count("ratelimiter_decisions", `ratelimiter_decisions_total{`+l+`,outcome="`+x.outcome+`",source="`+x.source+`"}`, part*math.Max(0, x.add))
 				}
-				f.addLimit(count, l, limit, part*decided, part*allowed, part*cached, n)
+				f.addLimit(count, l, limit, part*decided, part*allowed, part*cached, part*leased, n)
 			}
 			f.addProcess(count, who, n, p, decided, bad)
 			for name, b := range map[string]float64{"redis_availability": bad, "decision_latency": slow} {
@@ -345,6 +347,13 @@ var meant = map[string][2]func(least, most float64) bool{
 	"Circuit breakers A": {
 		func(_, most float64) bool { return most == 0 },
 		func(least, most float64) bool { return least == 0 && most == 1 }},
+	// Of a shard that is away nothing is taken ahead.
+	"Answered out of leases A": {
+		func(least, most float64) bool { return least > 0.56 && most < 0.6 },
+		func(least, most float64) bool { return least > 0.4 && least < 0.48 && most < 0.6 }},
+	"Leased units that went back unused A": {
+		func(least, most float64) bool { return least > 0.2 && most < 0.3 },
+		func(least, most float64) bool { return least > 0.2 && most < 0.3 }},
 	"Imbalance A": {
 		func(least, most float64) bool { return least > 0.9 && most < 1.1 },
 		func(least, most float64) bool { return least > 0.9 && most < 1.1 }},

@@ -1,5 +1,11 @@
 package observability
 
+import "github.com/grafana/grafana-foundation-sdk/go/common"
+
+// LeaseOvershoot is where the alert RingfenceLeaseOvershoot begins: the part of one key's
+// limit that all processes together may hold in leases.
+const LeaseOvershoot = 0.5
+
 // Limits is the dashboard of the limiters: which deny, how close to their limits callers
 // are, and what is configured.
 func Limits() (classic, error) {
@@ -42,7 +48,7 @@ func Limits() (classic, error) {
 	l.row("Who decides")
 	l.add(l.lines(panel{
 		title: "Decisions by limit and source", w: 12, h: 8, unit: "ops", noData: "no decisions",
-		about:   "Decisions a second by who made them. Only primary is exact; cache repeats a denial of the primary for as long as it holds, without asking.",
+		about:   "Decisions a second by who made them. Only primary is exact; cache repeats a denial of the primary for as long as it holds, and lease admits out of units that were taken from the primary ahead, both without asking it.",
 		queries: []query{{perSecond("limit, source", decided) + " > 0", "{{limit}} {{source}}"}},
 	}).Min(0).LineWidth(0).FillOpacity(70).Stacking(stacked()))
 	l.plot(panel{
@@ -63,6 +69,36 @@ func Limits() (classic, error) {
 			{perSecond("limit", `ratelimiter_near_cache_hits_total{`+ofLimits+`}`), "{{limit}} hits a second"},
 		},
 	})
+
+	l.row("Leases")
+	const (
+		noLeases = "no limiter of this ring takes leases"
+		bound    = `ratelimiter_lease_bound{` + ofLimits + `}`
+		returned = `ratelimiter_lease_returned_total{` + ofLimits + `}`
+		leased   = `ratelimiter_decisions_total{` + ofLimits + `,outcome="allowed",source="lease"}`
+	)
+	l.plot(panel{
+		title: "Answered out of leases", w: 12, h: 8, unit: "percentunit", noData: noLeases,
+		about:   "Part of the decisions that were made out of units taken ahead, without a round trip; of limiters with leases. It falls while a shard is away, near the limit, and where keys are called too seldom.",
+		queries: []query{{perSecond("limit", leased) + " / " + perSecond("limit", decided) + " and sum by (limit) (" + bound + ")", "{{limit}}"}},
+	})
+	l.plot(panel{
+		title: "Units held ahead", w: 12, h: 8, unit: "short", noData: noLeases,
+		about:   "Units that the processes took ahead and have not used or returned, of all keys together. Of a key nobody else can use them, for Lease.TTL at most.",
+		queries: []query{{`sum by (limit) (ratelimiter_lease_outstanding{` + ofLimits + `})`, "{{limit}}"}},
+	})
+	l.plot(panel{
+		title: "Leased units that went back unused", w: 12, h: 8, unit: "percentunit", noData: noLeases,
+		about:   "Returned units over those and the calls admitted out of leases; where calls cost more than 1 it shows too much. Up to four fifths is by design: a lease of a key in use has four times what was used in a life, and what goes back travels with the request for the next, at no cost. More: most leases are taken for keys that are not called again.",
+		queries: []query{{perSecond("limit", returned) + " / (" + perSecond("limit", returned) + " + " + perSecond("limit", leased) + ")", "{{limit}}"}},
+	})
+	l.add(l.lines(panel{
+		title: "All leases of one key, at most", w: 12, h: 8, unit: "percentunit", noData: noLeases,
+		about: "What the processes shown may hold of one key, all of them together, over its limit: their bounds summed. Above 50 % calls can be denied that much too early, and a TokenBucket can admit that much more; RingfenceLeaseOvershoot fires if as many units are held.",
+		queries: []query{{"sum by (job, limit) (" + bound + ") / max by (job, limit) (ratelimiter_limit_capacity{" + ofLimits + "})",
+			"{{job}} {{limit}}"}},
+	}).Min(0).AxisSoftMax(0.6).Thresholds(steps("transparent", step{LeaseOvershoot, "orange"})).
+		ThresholdsStyle(common.NewGraphThresholdsStyleConfigBuilder().Mode(common.GraphThresholdsStyleModeDashed)))
 
 	l.row("Configuration")
 	l.rows(panel{

@@ -166,12 +166,12 @@ func Overview() (classic, error) {
 	l.add(traffic)
 	sources := l.lines(panel{
 		title: "Decisions by source", w: 12, h: 8, unit: "ops", noData: "no decisions",
-		about: "Who decided, decisions a second. Only primary is exact; cache: a denial of the primary, repeated here for as long as it holds; replica: this process's share of what a replica said was left; local: limit / Config.Instances; policy: nobody knew, the failure policy admitted or denied; none: the call was wrong or canceled.",
+		about: "Who decided, decisions a second. Only primary is exact; cache: a denial of the primary, repeated here for as long as it holds; lease: out of units that this process took from the primary ahead; replica: this process's share of what a replica said was left; local: limit / Config.Instances; policy: nobody knew, the failure policy admitted or denied; none: the call was wrong or canceled.",
 		queries: []query{{
 			`sum by (source) (rate(ratelimiter_decisions_total{` + process + `}[$__rate_interval]))`,
 			"{{source}}"}},
 	}).Min(0).LineWidth(0).FillOpacity(70).Stacking(stacked())
-	for _, c := range [][2]string{{"primary", "green"}, {"cache", "yellow"}, {"replica", "blue"}, {"local", "purple"}, {"policy", "orange"}, {"none", "text"}} {
+	for _, c := range [][2]string{{"primary", "green"}, {"cache", "yellow"}, {"lease", "dark-green"}, {"replica", "blue"}, {"local", "purple"}, {"policy", "orange"}, {"none", "text"}} {
 		painted(sources, c[0], c[1])
 	}
 	l.add(sources)

@@ -262,4 +262,23 @@ func TestAlertsAndDashboardWatchTheSameWindows(t *testing.T) {
 	}
 }
 
+func TestTheAlertOnLeasesBeginsWhereThePanelHasItsLine(t *testing.T) {
+	over := fmt.Sprintf("> %g", observability.LeaseOvershoot)
+	looked := 0
+	for _, f := range ruleFiles(t) {
+		for _, r := range f.rules() {
+			if r.Alert != "RingfenceLeaseOvershoot" {
+				continue
+			}
+			looked++
+			if got := thresholds.FindAllString(r.Expr, -1); !slices.Equal(got, []string{over, over}) {
+				t.Errorf("the alert has the thresholds %q, the panel %q", got, over)
+			}
+		}
+	}
+	if looked != 1 {
+		t.Errorf("%d rules for leases", looked)
+	}
+}
+
 var thresholds = regexp.MustCompile(`> [0-9.]+`)
