@@ -679,6 +679,11 @@ func (d *dispatcher) answer(s *slot, err error) {
 		}
 		d.settle(e, own)
 		spread(e)
+		if e.leaser != nil && own == nil {
+			// Before anybody else hears: who is denied for what was taken ahead is admitted
+			// out of it.
+			e.leaser.inherit()
+		}
 		for r := e; r != nil; {
 			next := r.follow
 			if late := r.answer(own); late || own != nil {

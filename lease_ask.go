@@ -50,9 +50,9 @@ func (ls *leasing) back(r *request, g *grant, units int64) {
 	}
 }
 
-// inherit gives the key that was claimed for a request what came of it. A caller who gets an
-// answer does so before he returns; else it is done when nobody needs the request any more,
-// late perhaps.
+// inherit gives the key that was claimed for a request what came of it: as soon as the answer
+// is there, whether or not its caller is still waiting; without an answer when nobody needs
+// the request any more.
 func (r *request) inherit() {
 	if k := r.heir; k != nil {
 		r.heir = nil

@@ -468,3 +468,37 @@ func TestLeasesThatMakeNoSenseAreRefused(t *testing.T) {
 		t.Errorf("another lease under the same name: %v", err)
 	}
 }
+
+// Callers of one process are not denied for what it took ahead itself.
+func TestCallersAreNotDeniedForWhatTheirProcessHolds(t *testing.T) {
+	const limit, callers = 400, 600
+	s := redistest.Start(t, redistest.Options{})
+	r, err := ringfence.Open(t.Context(), exactConfig(ringfence.ShardConfig{ID: "a", Primary: s.URL()}))
+	suiteMust(t, err)
+	defer r.Close()
+	for name, kind := range fixedKinds(limit) {
+		l, err := r.Limiter(name, kind, withLease(40))
+		suiteMust(t, err)
+		for run := range 50 {
+			key := fmt.Sprint("run-", run)
+			var admitted atomic.Int64
+			var wg sync.WaitGroup
+			for range 8 {
+				wg.Go(func() {
+					for range callers / 8 {
+						d, err := l.Allow(context.Background(), key)
+						if err != nil {
+							t.Error(err)
+						} else if d.Allowed {
+							admitted.Add(1)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if n := admitted.Load(); n != limit {
+				t.Errorf("%s, run %d: %d of %d calls admitted, the limit is %d", name, run, n, callers, limit)
+			}
+		}
+	}
+}

@@ -251,9 +251,6 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		l.lease.begin(r, start)
 	}
 	queued, unsent, err := s.charges.call(ctx, r, start, deadline)
-	if err == nil {
-		r.inherit()
-	}
 	if !queued {
 		s.charges.settle(r, err)
 		r.release()
@@ -380,9 +377,6 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 			continue
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
-		if err == nil {
-			e.req.inherit()
-		}
 		d, cause, left, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
 		if err != nil {
 			ended = err

@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "056a6b0fa2d7c51ebd0df5155875c4667c65fe96"},
+		{"charge on Redis", redisScripts.charge, "40da05d63ba85dd82cf96da2fd8698bfd7b48c29"},
 		{"look on Redis", redisScripts.look, "e91cc6a78e11577612ed96b566bff50aa4e8e28b"},
-		{"charge, plain", plainScripts.charge, "5e6af69d313cd9addf11cb10cf01c93a08f6cda0"},
+		{"charge, plain", plainScripts.charge, "c8d451765cc8db1f353b215da1dd183a2ac0efc0"},
 		{"look, plain", plainScripts.look, "f12d0349eee18cfb4ee14afb6131b0ea1f8b5537"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},

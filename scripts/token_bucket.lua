@@ -192,6 +192,7 @@ end
 local function bucket_charge(key, limit, cost, count, debit)
   local status, d, r, t, full, exists, anew = bucket_read(key, limit)
   if status ~= 0 then return status end
+  local write = false
   if debit ~= '0' then
     -- Negative: taken ahead and given back, never beyond full. Whatever has refilled since
     -- it was taken, there is no more then than if it had not been.
@@ -204,11 +205,11 @@ local function bucket_charge(key, limit, cost, count, debit)
     elseif d < 0 then
       d, r = 0, 0
     end
-    anew = true
+    write, anew = true, anew or units > 0 -- what is given back brings the end forward only
   end
   local granted
   granted, d, r = bucket_take(limit, d, r, cost, count)
-  if granted > 0 or anew then
+  if granted > 0 or anew or write then
     local at = t == now and now_text or format('%d', t)
     if anew or not exists then
       call('HSET', key, 'd', format('%d', d), 'r', format('%d', r), 't', at, 'u', limit[8])

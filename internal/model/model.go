@@ -192,18 +192,18 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 		}
 		write = true
 	}
-	for _, d := range c.Back {
+	tr.Renewed = write || b.tokens == nil
+	for _, d := range c.Back { // brings the end of its use forward only
 		if tokens = new(big.Rat).Add(tokens, rat(d.Units)); tokens.Cmp(rat(l.Burst)) > 0 {
 			tokens = rat(l.Burst)
 		}
 		write = true
 	}
-	tr.Renewed = write || b.tokens == nil
 	granted, tokens := take(tokens, c)
 	if granted > 0 || write {
 		before := b.full()
 		b.limit, b.tokens, b.last = l, tokens, clock
-		tr.Renewed = tr.Renewed || minute(b.full()) != minute(before)
+		tr.Renewed = tr.Renewed || minute(b.full()) > minute(before)
 		// Needed until it is full by its own clock: then it is as good as fresh.
 		ttl = millis(floor(l.time(new(big.Rat).Sub(rat(l.Burst), tokens))) + clock - now)
 	}
