@@ -2,7 +2,6 @@ package ringfence
 
 import (
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -146,11 +145,6 @@ func (ls *leasing) learn(used int64) {
 	ls.worth.Store(was + min(used, 4) - was/worthUnit)
 }
 
-// yieldEvery: of calls that are answered here, one in so many lets others run while the shard
-// is asked something. Callers who never wait keep the processors for 10 ms at a time, and who
-// waits for a reply behind some hundred of them misses its budget.
-const yieldEvery = 16
-
 // leased admits a call out of a lease, if there is one with enough left.
 func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok bool) {
 	if l.lease == nil {
@@ -167,9 +161,7 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if left <= g.low && rest == left && !g.ahead.Load() && g.ahead.CompareAndSwap(false, true) {
 		l.lease.prefetch(s, k, now)
 	}
-	if left%yieldEvery == 0 && s.charges.busy.Load() > 0 {
-		runtime.Gosched()
-	}
+	s.makeWay(now)
 	since := max(0, now-g.asked)
 	return Decision{
 		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, g.remaining+rest),

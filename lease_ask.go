@@ -83,7 +83,7 @@ func (ls *leasing) arrived(k *leaseKey, r *request) {
 	}
 	g.low = g.units / 4
 	g.left.Store(g.units)
-	if now >= until || !k.add(g) || ls.of.ring.leases.find(k.hash) != k || !ls.watch(g, now) {
+	if now >= until || !k.add(g) || !ls.watch(g, now) {
 		g.close()
 	}
 }

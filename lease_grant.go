@@ -198,7 +198,15 @@ func (k *leaseKey) drop(now int64) {
 	}
 }
 
-// idle says whether the key can be forgotten.
-func (k *leaseKey) idle(now int64) bool {
-	return !k.asking.Load() && k.rest(now) == 0 && now-k.since.Load() > int64(MaxLease)
+// retire says whether the key can be forgotten. Then it is claimed for good, so that whoever
+// has found it before takes no lease that nobody would find.
+func (k *leaseKey) retire(now int64) bool {
+	if now-k.since.Load() <= int64(MaxLease) || !k.asking.CompareAndSwap(false, true) {
+		return false
+	}
+	if k.rest(now) > 0 || now-k.since.Load() <= int64(MaxLease) {
+		k.asked()
+		return false
+	}
+	return true
 }

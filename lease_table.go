@@ -15,8 +15,8 @@ const (
 // leaseSets x leaseWays, 327,680. Reading takes no lock; a key that finds its
 // set full of keys in use gets no leases.
 type leaseTable struct {
-	made sync.Once
 	sets atomic.Pointer[[leaseSets]leaseSet]
+	mu   sync.Mutex // held while a key is put in; a leaf
 }
 
 // leaseSet holds the keys that fall into it, in no order, and a part of the hash of each, so
@@ -59,25 +59,29 @@ func (s *leaseSet) find(h keyHash, tag uint32) *leaseKey {
 
 // key is find, and puts the key there if there is room. It takes no memory until the first.
 func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
-	t.made.Do(func() { t.sets.Store(new([leaseSets]leaseSet)) })
+	if k := t.find(h); k != nil {
+		return k
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sets.Load() == nil {
+		t.sets.Store(new([leaseSets]leaseSet))
+	}
 	s, tag := t.set(h)
 	if k := s.find(h, tag); k != nil {
 		return k
 	}
 	for i := range s.keys {
-		old := s.keys[i].Load()
-		if old != nil && !old.idle(now) {
+		if old := s.keys[i].Load(); old != nil && !old.retire(now) {
 			continue
 		}
 		k := &leaseKey{of: ls, hash: h}
 		k.room.Store(math.MaxInt64)
 		k.reset.Store(math.MinInt64)
-		if s.keys[i].CompareAndSwap(old, k) {
-			// Between the two the key is not found, or another has taken the place since: then
-			// this one is not found either, and gets no lease.
-			s.tags[i].Store(tag)
-			return s.find(h, tag) // another may have put it into another way
-		}
+		k.since.Store(now)
+		s.tags[i].Store(tag)
+		s.keys[i].Store(k)
+		return k
 	}
 	return nil
 }
