@@ -205,7 +205,8 @@ local function bucket_charge(key, limit, cost, count, debit)
     elseif d < 0 then
       d, r = 0, 0
     end
-    write, anew = true, anew or units > 0 -- what is given back brings the end forward only
+    -- What is given back brings the end of use forward only.
+    write, anew = true, anew or units > 0
   end
   local granted
   granted, d, r = bucket_take(limit, d, r, cost, count)
