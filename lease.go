@@ -139,11 +139,11 @@ func (ls *leasing) start() int64 {
 // worthUnit is one call in leasing.worth.
 const worthUnit = 32
 
-// learn takes notice of how many units of a key's first lease were used: nobody's, one or a
-// few. A lease costs the server as much as a call, and so does returning it.
-func (ls *leasing) learn(used int64) {
+// learn takes notice of how many calls were admitted out of a key's first lease: none, one or
+// a few. A lease costs the server as much as a call, and so does returning it.
+func (ls *leasing) learn(saved int64) {
 	was := ls.worth.Load()
-	ls.worth.Store(was + min(used, 4) - was/worthUnit)
+	ls.worth.Store(was + max(0, min(saved, 4)) - was/worthUnit)
 }
 
 // yieldEvery: of calls that are answered here, one in so many lets others run while the shard

@@ -79,9 +79,10 @@ type leaseKey struct {
 
 	asking atomic.Bool // one asks at a time, and what follows is his
 	second bool        // the next lease is not the first
+	cost   int64       // of the call that last asked
 	chunk  int64       // units that the last lease was meant to have; 0: none yet
 	given  int64       // units that there were to use since
-	_      [5]int64
+	_      [4]int64
 }
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
@@ -136,7 +137,9 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	}
 	k.size(used, max(now-k.since.Load(), int64(time.Microsecond)))
 	k.since.Store(now)
-	k.given = own + held
+	if k.given = own + held; own > 0 {
+		k.cost = own
+	}
 	return min(k.chunk, k.of.bound, k.room.Load()/leaseOfRemaining), true
 }
 
@@ -145,18 +148,18 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 // goes back, so it may be too large: it is four times what is used in a life. If that is
 // no more than one call, there is none.
 func (k *leaseKey) size(used, elapsed int64) {
-	ls := k.of
+	ls, call := k.of, max(1, k.cost)
 	if k.chunk == 0 {
 		k.chunk = ls.start()
 		return
 	}
 	demand := float64(used) * float64(ls.life) / float64(elapsed)
 	if !k.second && k.chunk > 1 {
-		ls.learn(used)
+		ls.learn((used - k.cost) / call) // but for the call that asked
 	}
 	k.second = true
 	switch {
-	case demand < 1.5:
+	case demand < 1.5*float64(call):
 		k.chunk = 1
 	case demand < float64(ls.bound):
 		k.chunk = min(4*int64(demand), ls.bound)
