@@ -160,7 +160,7 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if k == nil {
 		return d, false
 	}
-	g, left, rest := k.take(cost, now)
+	g, newest, left, rest := k.take(cost, now)
 	if g == nil {
 		return d, false
 	}
@@ -170,10 +170,10 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if left%yieldEvery == 0 && s.charges.busy.Load() > 0 {
 		runtime.Gosched()
 	}
-	since := max(0, now-g.asked)
+	since := max(0, now-newest.asked)
 	return Decision{
-		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, g.remaining+rest),
-		ResetAfter: max(time.Microsecond, g.reset-time.Duration(since).Truncate(time.Microsecond)),
+		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, newest.remaining+rest),
+		ResetAfter: max(time.Microsecond, newest.reset-time.Duration(since).Truncate(time.Microsecond)),
 		Source:     SourceLease, Shard: s.id, Age: roundUp(since),
 	}, true
 }

@@ -86,30 +86,34 @@ type leaseKey struct {
 }
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
-// rest is what is left of both.
-func (k *leaseKey) take(cost, now int64) (g *grant, left, rest int64) {
+// rest is what is left of both, and newest the one that knows what else there is: what it took
+// the older one counts as left still.
+func (k *leaseKey) take(cost, now int64) (g, newest *grant, left, rest int64) {
 	first, second := &k.grants[0], &k.grants[1]
 	a, b := first.Load(), second.Load()
 	if a == nil || (b != nil && b.until < a.until) {
 		first, a, b = second, b, a
 	}
 	if a == nil {
-		return nil, 0, 0
+		return nil, nil, 0, 0
+	}
+	if newest = b; b == nil {
+		newest = a
 	}
 	if now < a.until {
 		if left, ok := a.take(cost); ok {
 			if left == 0 {
 				first.CompareAndSwap(a, nil) // so that nobody looks at it any more
 			}
-			return a, left, left + b.rest(now)
+			return a, newest, left, left + b.rest(now)
 		}
 	}
 	if b != nil && now < b.until {
 		if left, ok := b.take(cost); ok {
-			return b, left, left + a.rest(now)
+			return b, newest, left, left + a.rest(now)
 		}
 	}
-	return nil, 0, 0
+	return nil, nil, 0, 0
 }
 
 // rest is what can be taken now, in one or two takes.

@@ -62,3 +62,37 @@ func TestALeaseThatOnlyItsOwnCallUsedIsNotRenewed(t *testing.T) {
 		}
 	}
 }
+
+// Of two leases the newer one knows what it took itself; to the older one that is there still.
+func TestRemainingIsAsOfTheNewestLease(t *testing.T) {
+	r, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	h := l.keys.hash("k")
+	now := r.clock()
+	k := r.leases.key(l.lease, h, now)
+	if _, ok := k.claim(1, now); !ok {
+		t.Fatal("somebody else asks")
+	}
+	for _, g := range []*grant{
+		{key: k, units: 50, asked: now, until: now + l.lease.life, remaining: 949, reset: time.Hour},
+		{key: k, units: 38, asked: now + 1, until: now + 1 + l.lease.life, remaining: 911, reset: 2 * time.Hour},
+	} {
+		g.left.Store(g.units)
+		if !k.add(g) {
+			t.Fatal("a lease is not kept")
+		}
+	}
+	// The claim stands, so that nobody asks for more meanwhile.
+	for i := range int64(88) {
+		d, ok := l.leased(r.owner(h), h, 1, now+1+i)
+		want := Decision{
+			Allowed: true, Limit: 1000, Remaining: 911 + 87 - i, ResetAfter: 2*time.Hour - time.Duration(i).Truncate(time.Microsecond),
+			Source: SourceLease, Shard: "a", Age: roundUp(i),
+		}
+		if !ok || d != want {
+			t.Fatalf("call %d: %+v, want %+v", i, d, want)
+		}
+	}
+	if d, ok := l.leased(r.owner(h), h, 1, now+100); ok {
+		t.Errorf("out of nothing: %+v", d)
+	}
+}
