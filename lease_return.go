@@ -160,8 +160,11 @@ func (r *request) orNothing() *request {
 // takesReturns says whether the shard is well: nothing is risked on one that is not.
 func (s *shard) takesReturns() bool { return s.breaker.closed.Load() && !s.degraded.Load() }
 
-// giveUp returns units of a lease that nobody has seen yet.
+// giveUp returns units of a lease that nobody has seen yet, if there are any.
 func (ls *leasing) giveUp(g *grant, units, now int64) {
+	if units < 1 {
+		return
+	}
 	r := ls.newRequest(g.key)
 	r.heir = nil
 	ls.back(r, g, units)

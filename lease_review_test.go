@@ -96,3 +96,44 @@ func TestRemainingIsAsOfTheNewestLease(t *testing.T) {
 		t.Errorf("out of nothing: %+v", d)
 	}
 }
+
+// What was asked for before a Reset and arrives after it is neither used nor returned, nor is
+// the part of it that is too much for a key of which little is left.
+func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
+	for _, reset := range []bool{false, true} {
+		t.Run(fmt.Sprint("reset ", reset), func(t *testing.T) {
+			r, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 100})
+			h := l.keys.hash("k")
+			now := r.clock()
+			k := r.leases.key(l.lease, h, now)
+			if _, ok := k.claim(1, now); !ok {
+				t.Fatal("somebody else asks")
+			}
+			q := r.newRequest(opCharge, l.rule, h, 1)
+			q.heir = k
+			l.lease.want(q, 99, now)
+			// The answer of a bucket that had 100 left: now it has none.
+			q.granted, q.extra, q.whole = 1, 99, state{a: l.rule.bq, b: l.rule.br}
+			if reset {
+				aclMust(t, l.Reset(t.Context(), "k"))
+			}
+			q.inherit()
+			q.release()
+			q.release()
+			if rest := k.rest(r.clock()); (rest == 0) != reset {
+				t.Errorf("%d units are held", rest)
+			}
+			// A return is queued before this call, and the dispatcher takes them in order.
+			d, err := l.AllowN(t.Context(), "other", 1)
+			if err != nil || !d.Allowed {
+				t.Fatalf("%+v, %v", d, err)
+			}
+			returned := l.lease.returned.Load
+			if !reset {
+				eventually(t, "what is too much is returned", func() bool { return returned() == 99-99/leaseOfRemaining })
+			} else if n := returned(); n != 0 {
+				t.Errorf("%d units were returned after Reset", n)
+			}
+		})
+	}
+}
