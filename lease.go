@@ -88,6 +88,7 @@ type leasing struct {
 	worth    atomic.Int64 // what a first lease saves on average, in calls / worthUnit
 	begun    atomic.Int64 // keys without a first lease
 	returned atomic.Int64 // units
+	claims   callGate     // those who ask, so that Close can wait for what they are granted
 
 	mu    sync.Mutex // guards the following; a leaf
 	queue grantQueue
@@ -113,6 +114,7 @@ func newLeasing(l *Limiter, c Lease) (*leasing, error) {
 	}
 	ls := &leasing{
 		of: l, rule: l.rule.ahead(int64(c.TTL) / micro), bound: min(c.Max, l.rule.capacity/leaseOfLimit), life: int64(c.TTL),
+		claims: callGate{idle: make(chan struct{})},
 	}
 	ls.worth.Store(2 * worthUnit)
 	return ls, nil

@@ -127,6 +127,10 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	if !k.asking.CompareAndSwap(false, true) {
 		return 0, false
 	}
+	if !k.of.claims.enter() { // Close returns what there is
+		k.asking.Store(false)
+		return 0, false
+	}
 	used, held := k.given, int64(0)
 	for i := range k.grants {
 		g := k.grants[i].Load()
@@ -173,7 +177,10 @@ func (k *leaseKey) size(used, elapsed int64) {
 }
 
 // asked ends what claim began.
-func (k *leaseKey) asked() { k.asking.Store(false) }
+func (k *leaseKey) asked() {
+	k.asking.Store(false)
+	k.of.claims.leave()
+}
 
 // add keeps a lease, and says whether it may be used. The caller has claimed the key.
 func (k *leaseKey) add(g *grant) bool {

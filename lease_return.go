@@ -182,14 +182,24 @@ func (r *Ring) returnLeases(cut time.Time) {
 	wg.Wait()
 }
 
-// returnAll returns everything, for Close: nobody calls any more. It ends by cut.
+// returnAll returns everything, for Close: nobody calls any more. It ends by cut. What is
+// held goes first, and then what was asked for in advance: a shard that keeps that waiting
+// must not keep the others' from being returned.
 func (ls *leasing) returnAll(cut time.Time) {
+	ls.claims.close()
+	ls.returnHeld(cut)
+	await(cut, ls.claims.idle)
 	ls.mu.Lock()
 	ls.ended = true
 	if ls.timer != nil {
 		ls.timer.Stop()
 	}
 	ls.mu.Unlock()
+	ls.returnHeld(cut)
+}
+
+// returnHeld returns what is held now.
+func (ls *leasing) returnHeld(cut time.Time) {
 	for more := true; more && time.Now().Before(cut); {
 		now := ls.of.ring.clock()
 		var back []manyEntry

@@ -51,14 +51,14 @@ func TestALeaseThatOnlyItsOwnCallUsedIsNotRenewed(t *testing.T) {
 			if !k.asking.CompareAndSwap(false, true) {
 				return false
 			}
-			defer k.asked()
+			defer k.asking.Store(false)
 			return k.second
 		})
 		if k.asking.CompareAndSwap(false, true) {
 			if k.chunk != 1 {
 				t.Errorf("cost %d: the next lease is to have %d units", cost, k.chunk)
 			}
-			k.asked()
+			k.asking.Store(false)
 		}
 	}
 }
@@ -135,5 +135,78 @@ func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
 				t.Errorf("%d units were returned after Reset", n)
 			}
 		})
+	}
+}
+
+// What is granted while the ring is being closed goes back, too.
+func TestCloseReturnsALeaseThatIsOnItsWay(t *testing.T) {
+	for name, limit := range map[string]Limit{
+		"bucket": TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, "log": SlidingLog{Limit: 1000, Window: time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := redistest.Start(t, redistest.Options{})
+			r, l := leaseRing(t, server.URL(), limit, Lease{Max: 50})
+			other, look := leaseRing(t, server.URL(), limit, Lease{Max: 50})
+			_, err := l.Allow(t.Context(), "other") // scripts and connections
+			aclMust(t, err)
+			server.Pause()
+			d, err := l.Allow(t.Context(), "k")
+			if err != nil || d.Source != SourcePolicy {
+				t.Fatalf("of a silent primary: %+v, %v", d, err)
+			}
+			closed := make(chan error)
+			go func() { closed <- r.Close() }()
+			eventually(t, "Close waits for leases", l.lease.claims.closed)
+			server.Resume()
+			aclMust(t, <-closed)
+			d, err = look.Peek(t.Context(), "k")
+			if err != nil || d.Source != SourcePrimary || d.Remaining != 999 {
+				t.Errorf("after Close: %+v, %v; 1 unit was used", d, err)
+			}
+			aclMust(t, other.Close())
+		})
+	}
+}
+
+// A shard that says nothing does not keep Close beyond 2 s, nor what is held of another.
+func TestCloseReturnsWhatAnotherShardHolds(t *testing.T) {
+	silent, well := redistest.Start(t, redistest.Options{}), redistest.Start(t, redistest.Options{})
+	open := func() (*Ring, *Limiter) {
+		r, err := Open(t.Context(), Config{
+			Shards:  []ShardConfig{{ID: "silent", Primary: silent.URL()}, {ID: "well", Primary: well.URL()}},
+			HashKey: []byte("0123456789abcdef"), Instances: 1, InstanceID: "1", OperationTimeout: 5 * time.Second,
+		})
+		aclMust(t, err)
+		t.Cleanup(func() { aclMust(t, r.Close()) })
+		l, err := r.Limiter("l", TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, WithLease(Lease{Max: 50}))
+		aclMust(t, err)
+		return r, l
+	}
+	r, l := open()
+	_, look := open()
+	keys := map[string]string{}
+	for i := 0; len(keys) < 2; i++ {
+		key := fmt.Sprint(i)
+		keys[r.owner(l.keys.hash(key)).id] = key
+	}
+	_, err := l.Allow(t.Context(), keys["silent"]) // scripts and connections
+	aclMust(t, err)
+	_, err = l.Allow(t.Context(), keys["well"])
+	aclMust(t, err)
+	aclMust(t, l.Reset(t.Context(), keys["silent"]))
+	silent.Pause()
+	defer silent.Resume()
+	d, err := l.Allow(t.Context(), keys["silent"])
+	if err != nil || d.Source != SourcePolicy {
+		t.Fatalf("of a silent primary: %+v, %v", d, err)
+	}
+	began := time.Now()
+	aclMust(t, r.Close())
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("Close took %s", took)
+	}
+	d, err = look.Peek(t.Context(), keys["well"])
+	if err != nil || d.Source != SourcePrimary || d.Remaining != 999 {
+		t.Errorf("after Close: %+v, %v; 1 unit was used", d, err)
 	}
 }
