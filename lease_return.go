@@ -122,7 +122,7 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 			ls.queue.push(g)
 			continue
 		}
-		if r := ls.conclude(g, now); r != nil {
+		if r := ls.conclude(s, g, now); r != nil {
 			back = append(back, manyEntry{hash: r.hash, shard: s, req: r})
 		}
 	}
@@ -130,8 +130,9 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 }
 
 // conclude is the request that returns what is held of a key and, if that is in use, asks
-// for the next lease.
-func (ls *leasing) conclude(g *grant, now int64) *request {
+// for the next lease; not while the shard has not been told everything, which the lease could
+// overtake.
+func (ls *leasing) conclude(s *shard, g *grant, now int64) *request {
 	chunk, ok := g.key.claim(0, now)
 	if !ok {
 		r := ls.newRequest(g.key)
@@ -141,7 +142,7 @@ func (ls *leasing) conclude(g *grant, now int64) *request {
 	}
 	r := ls.newRequest(g.key)
 	ls.giveBack(r, g.key, now)
-	if chunk > 1 {
+	if chunk > 1 && !s.owing() {
 		ls.want(r, chunk, now)
 	}
 	return r.orNothing()

@@ -210,3 +210,33 @@ func TestCloseReturnsWhatAnotherShardHolds(t *testing.T) {
 		t.Errorf("after Close: %+v, %v; 1 unit was used", d, err)
 	}
 }
+
+// A lease could overtake what the shard has not been told of its key, on another connection.
+func TestNoLeaseIsRenewedWhileTheShardIsOwed(t *testing.T) {
+	r, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	for _, owed := range []bool{false, true} {
+		key := fmt.Sprint("owed ", owed)
+		h := l.keys.hash(key)
+		s := r.owner(h)
+		if owed {
+			s.ledger.add(l.keys.hash("owing"), l)
+		}
+		for range 10 {
+			_, err := l.Allow(t.Context(), key)
+			aclMust(t, err)
+		}
+		k := r.leases.find(h)
+		eventually(t, "nobody asks", func() bool { return !k.asking.Load() })
+		g := k.grants[0].Load()
+		if g == nil {
+			t.Fatal("nothing is held")
+		}
+		q := l.lease.conclude(s, g, r.clock())
+		if q == nil || q.back == 0 || (q.wants == 0) != owed {
+			t.Fatalf("%s: %+v", key, q)
+		}
+		q.release()
+		q.release()
+		s.ledger.end(l.keys.hash("owing"))
+	}
+}
