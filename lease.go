@@ -31,8 +31,8 @@ type Lease struct {
 	Max int64
 	// TTL is how long a lease lives, counted from before the request left: 1 ms up to a
 	// tenth of the limit's window (a bucket's: of the time to fill) and to 1 s, whole
-	// microseconds; 0: the longest that is allowed. What nobody uses for half of it is
-	// returned, and after seven eighths of it everything is.
+	// microseconds; 0: the longest that is allowed. After seven eighths of it what has not
+	// been used is returned, and if the key is in use the same request takes the next lease.
 	TTL time.Duration
 }
 
@@ -48,9 +48,10 @@ const (
 
 // WithLease lets the limiter take quota in chunks and admit calls out of them without a
 // round trip; without it every call asks the primary. The chunk of a key follows its
-// demand: as much as is used in seven eighths of a lease's life. A key that is new to this
-// process begins with what the first leases of others came to, in the beginning with
-// Lease.Max; so where most keys are called once, they soon begin without.
+// demand: four times what is used in a lease's life, and none where that is one call or less.
+// A key that is new to this process begins with all it may have, unless the first leases of
+// others saved less than a call on average; so where most keys are called once, all but one
+// in 16 soon begin without.
 //
 // A SlidingLog stays exact: there are never more than Limit units in any window. It can
 // deny up to Lease.TTL early, because units taken ahead count for that much longer. A
@@ -63,8 +64,8 @@ const (
 // returns meanwhile, Lease.Max at most, is given to those who called since. A denial that
 // another process caches ([WithNearCache]) does not know of units that come back here. While
 // a shard is away its leases are used until they end. At most 327,680 keys of a ring have
-// leases at a time, 128 bytes each and as many for a lease, in a table of 4 MB; further ones go without. A machine that is suspended and wakes
-// up uses its leases as if it had not slept.
+// leases at a time, 128 bytes each and as many for a lease, in a table of 4 MB; further ones
+// go without. A machine that is suspended and wakes up uses its leases as if it had not slept.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {
