@@ -26,7 +26,7 @@ type Lease struct {
 	// Max is the most units that this process holds of one key: 1 to 1,000 (MaxLogCost).
 	// Never more than a tenth of the limit is held, nor more than an eighth of what is left
 	// of it, whatever Max says: of a limit of 1,000 never more than 100 units; of one below
-	// 20 nothing. With 8 processes and 64, a bucket can admit up to 512 units more than
+	// 20, or with a Max of 1, nothing. With 8 processes and 64, a bucket can admit up to 512 units more than
 	// Burst + Rate x T in a time T.
 	Max int64
 	// TTL is how long a lease lives, counted from before the request left: 1 ms up to a
@@ -117,14 +117,21 @@ func newLeasing(l *Limiter, c Lease) (*leasing, error) {
 		of: l, rule: l.rule.ahead(int64(c.TTL) / micro), bound: min(c.Max, l.rule.capacity/leaseOfLimit), life: int64(c.TTL),
 		claims: callGate{idle: make(chan struct{})},
 	}
+	if ls.bound < 2 { // a lease of one unit saves nothing
+		ls.bound = 0
+	}
 	ls.worth.Store(2 * worthUnit)
 	return ls, nil
 }
 
-// String is how the leases stand behind a limit, empty if there are none.
+// String is how the leases stand behind a limit, empty if there are none. What is held of a
+// log is part of the limit.
 func (ls *leasing) String() string {
-	if ls == nil {
+	switch {
+	case ls == nil || ls.bound == 0:
 		return ""
+	case ls.rule.algo == algoSlidingLog:
+		return fmt.Sprintf(", of which each process may hold %d ahead for %s", ls.bound, time.Duration(ls.life))
 	}
 	return fmt.Sprintf(", and each process may hold %d more of a key for %s", ls.bound, time.Duration(ls.life))
 }

@@ -6,7 +6,7 @@ import "time"
 // is held and was too little for the call goes back on the way: the primary is to decide
 // by all there is.
 func (ls *leasing) begin(r *request, now int64) {
-	if ls == nil || ls.bound < 2 || r.debit != "" {
+	if ls == nil || ls.bound == 0 || r.debit != "" {
 		return
 	}
 	k := ls.of.ring.leases.key(ls, r.hash, now)

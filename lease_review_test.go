@@ -240,3 +240,24 @@ func TestNoLeaseIsRenewedWhileTheShardIsOwed(t *testing.T) {
 		s.ledger.end(l.keys.hash("owing"))
 	}
 }
+
+func TestALimiterSaysWhatItsLeasesAddToItsLimit(t *testing.T) {
+	r, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 100, Per: time.Second, Burst: 1000}, Lease{Max: 64})
+	want := []string{"ringfence.Limiter{l: token bucket: 100 per 1s, burst 1000 (at most 1100 in any 1s), and each process may hold 64 more of a key for 1s}"}
+	got := []string{l.String()}
+	for name, most := range map[string]int64{"log": 500, "one": 1} {
+		l, err := r.Limiter(name, SlidingLog{Limit: 1000, Window: time.Second}, WithLease(Lease{Max: most}))
+		aclMust(t, err)
+		if most == 1 {
+			want = append(want, "ringfence.Limiter{one: sliding log: 1000 per 1s (at most 1000 in any 1s)}")
+		} else {
+			want = append(want, "ringfence.Limiter{log: sliding log: 1000 per 1s (at most 1000 in any 1s), of which each process may hold 100 ahead for 100ms}")
+		}
+		got = append(got, l.String())
+	}
+	for i := range want {
+		if got[i] != want[i] {
+			t.Errorf("%s, want %s", got[i], want[i])
+		}
+	}
+}
