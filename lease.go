@@ -25,13 +25,13 @@ type Lease struct {
 	// Max is the most units that this process holds of one key: 1 to 1,000 (MaxLogCost).
 	// Never more than a tenth of the limit is held, nor more than an eighth of what is left
 	// of it, whatever Max says: of a limit of 1,000 never more than 100 units; of one below
-	// 20 nothing. With 8 processes and 64, a bucket can admit up to 512 units more than
-	// Burst + Rate x T in a time T.
+	// 20, or with a Max of 1, nothing. With 8 processes and 64, a bucket can admit up to 512
+	// units more than Burst + Rate x T in a time T.
 	Max int64
 	// TTL is how long a lease lives, counted from before the request left: 1 ms up to a
 	// tenth of the limit's window (a bucket's: of the time to fill) and to 1 s, whole
-	// microseconds; 0: the longest that is allowed. After seven eighths of it what is left is
-	// returned; a key that is in use gets its next lease then.
+	// microseconds; 0: the longest that is allowed. After seven eighths of it what has not
+	// been used is returned, and if the key is in use the same request takes the next lease.
 	TTL time.Duration
 }
 
@@ -47,9 +47,10 @@ const (
 
 // WithLease lets the limiter take quota in chunks and admit calls out of them without a
 // round trip; without it every call asks the primary. The chunk of a key follows its
-// demand: four times what is used in a lease's life, since what is left goes back when the
-// lease is renewed, and none where that is one call or less. A key that is new to this
-// process begins with Lease.Max; but where most keys are called once, they soon begin without.
+// demand: four times what is used in a lease's life, and none where that is one call or less.
+// A key that is new to this process begins with all it may have, unless the first leases of
+// others saved less than a call on average; so where most keys are called once, all but one
+// in 16 soon begin without.
 //
 // A SlidingLog stays exact: there are never more than Limit units in any window. It can
 // deny up to Lease.TTL early, because units taken ahead count for that much longer. A
@@ -89,6 +90,7 @@ type leasing struct {
 	worth    atomic.Int64 // what a first lease saves on average, in calls / worthUnit
 	begun    atomic.Int64 // keys without a first lease
 	returned atomic.Int64 // units
+	claims   callGate     // those who ask, so that Close can wait for what they are granted
 
 	mu    sync.Mutex // guards the following; a leaf
 	queue grantQueue
@@ -114,15 +116,23 @@ func newLeasing(l *Limiter, c Lease) (*leasing, error) {
 	}
 	ls := &leasing{
 		of: l, rule: l.rule.ahead(int64(c.TTL) / micro), bound: min(c.Max, l.rule.capacity/leaseOfLimit), life: int64(c.TTL),
+		claims: callGate{idle: make(chan struct{})},
+	}
+	if ls.bound < 2 { // a lease of one unit saves nothing
+		ls.bound = 0
 	}
 	ls.worth.Store(2 * worthUnit)
 	return ls, nil
 }
 
-// String is how the leases stand behind a limit, empty if there are none.
+// String is how the leases stand behind a limit, empty if there are none. What is held of a
+// log is part of the limit.
 func (ls *leasing) String() string {
-	if ls == nil {
+	switch {
+	case ls == nil || ls.bound == 0:
 		return ""
+	case ls.rule.algo == algoSlidingLog:
+		return fmt.Sprintf(", of which each process may hold %d ahead for %s", ls.bound, time.Duration(ls.life))
 	}
 	return fmt.Sprintf(", and each process may hold %d more of a key for %s", ls.bound, time.Duration(ls.life))
 }
@@ -140,11 +150,11 @@ func (ls *leasing) start() int64 {
 // worthUnit is one call in leasing.worth.
 const worthUnit = 32
 
-// learn takes notice of how many units of a key's first lease were used: nobody's, one or a
-// few. A lease costs the server as much as a call, and so does returning it.
-func (ls *leasing) learn(used int64) {
+// learn takes notice of how many calls were admitted out of a key's first lease: none, one or
+// a few. A lease costs the server as much as a call, and so does returning it.
+func (ls *leasing) learn(saved int64) {
 	was := ls.worth.Load()
-	ls.worth.Store(was + min(used, 4) - was/worthUnit)
+	ls.worth.Store(was + max(0, min(saved, 4)) - was/worthUnit)
 }
 
 // leased admits a call out of a lease, if there is one with enough left.
@@ -156,7 +166,7 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if k == nil {
 		return d, false
 	}
-	g, left, rest := k.take(cost, now)
+	g, newest, left, rest := k.take(cost, now)
 	if g == nil {
 		return d, false
 	}
@@ -164,10 +174,10 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 		l.lease.prefetch(s, k, now)
 	}
 	s.makeWay(now)
-	since := max(0, now-g.asked)
+	since := max(0, now-newest.asked)
 	return Decision{
-		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, g.remaining+rest),
-		ResetAfter: max(time.Microsecond, g.reset-time.Duration(since).Truncate(time.Microsecond)),
+		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, newest.remaining+rest),
+		ResetAfter: max(time.Microsecond, newest.reset-time.Duration(since).Truncate(time.Microsecond)),
 		Source:     SourceLease, Shard: s.id, Age: roundUp(since),
 	}, true
 }

@@ -6,7 +6,7 @@ import "time"
 // is held and was too little for the call goes back on the way: the primary is to decide
 // by all there is.
 func (ls *leasing) begin(r *request, now int64) {
-	if ls == nil || ls.bound < 2 || r.debit != "" {
+	if ls == nil || ls.bound == 0 || r.debit != "" {
 		return
 	}
 	k := ls.of.ring.leases.key(ls, r.hash, now)
@@ -77,15 +77,17 @@ func (ls *leasing) arrived(k *leaseKey, r *request) {
 		remaining: left, reset: time.Duration(rl.resetAfter(r.whole)) * time.Microsecond,
 	}
 	// A key of which little is left was new here: what is too much goes back at once.
-	if most := max(1, (left+units)/leaseOfRemaining); units > most {
-		ls.giveUp(g, units-most, now)
-		g.units = most
-	}
+	g.units = min(units, max(1, (left+units)/leaseOfRemaining))
 	g.low = g.units / 4
 	g.left.Store(g.units)
-	if now >= until || !k.add(g) || !ls.watch(g, now) {
+	if now >= until || !k.add(g) { // after a Reset nothing is returned, either
+		g.close()
+		return
+	}
+	if !ls.watch(g, now) {
 		g.close()
 	}
+	ls.giveUp(g, units-g.units, now)
 }
 
 // prefetch asks for the next lease of a key while there is something left of this one, so

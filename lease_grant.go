@@ -79,36 +79,41 @@ type leaseKey struct {
 
 	asking atomic.Bool // one asks at a time, and what follows is his
 	second bool        // the next lease is not the first
+	cost   int64       // of the call that last asked
 	chunk  int64       // units that the last lease was meant to have; 0: none yet
 	given  int64       // units that there were to use since
-	_      [5]int64
+	_      [4]int64
 }
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
-// rest is what is left of both.
-func (k *leaseKey) take(cost, now int64) (g *grant, left, rest int64) {
+// rest is what is left of both, and newest the one that knows what else there is: what it took
+// the older one counts as left still.
+func (k *leaseKey) take(cost, now int64) (g, newest *grant, left, rest int64) {
 	first, second := &k.grants[0], &k.grants[1]
 	a, b := first.Load(), second.Load()
 	if a == nil || (b != nil && b.until < a.until) {
 		first, a, b = second, b, a
 	}
 	if a == nil {
-		return nil, 0, 0
+		return nil, nil, 0, 0
+	}
+	if newest = b; b == nil {
+		newest = a
 	}
 	if now < a.until {
 		if left, ok := a.take(cost); ok {
 			if left == 0 {
 				first.CompareAndSwap(a, nil) // so that nobody looks at it any more
 			}
-			return a, left, left + b.rest(now)
+			return a, newest, left, left + b.rest(now)
 		}
 	}
 	if b != nil && now < b.until {
 		if left, ok := b.take(cost); ok {
-			return b, left, left + a.rest(now)
+			return b, newest, left, left + a.rest(now)
 		}
 	}
-	return nil, 0, 0
+	return nil, nil, 0, 0
 }
 
 // rest is what can be taken now, in one or two takes.
@@ -120,6 +125,10 @@ func (k *leaseKey) rest(now int64) int64 {
 // let in calls asked when it is over. own are the units of the call that asks.
 func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	if !k.asking.CompareAndSwap(false, true) {
+		return 0, false
+	}
+	if !k.of.claims.enter() { // Close returns what there is
+		k.asking.Store(false)
 		return 0, false
 	}
 	used, held := k.given, int64(0)
@@ -136,7 +145,9 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	}
 	k.size(used, max(now-k.since.Load(), int64(time.Microsecond)))
 	k.since.Store(now)
-	k.given = own + held
+	if k.given = own + held; own > 0 {
+		k.cost = own
+	}
 	return min(k.chunk, k.of.bound, k.room.Load()/leaseOfRemaining), true
 }
 
@@ -145,18 +156,18 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 // goes back, so it may be too large: it is four times what is used in a life. If that is
 // no more than one call, there is none.
 func (k *leaseKey) size(used, elapsed int64) {
-	ls := k.of
+	ls, call := k.of, max(1, k.cost)
 	if k.chunk == 0 {
 		k.chunk = ls.start()
 		return
 	}
 	demand := float64(used) * float64(ls.life) / float64(elapsed)
 	if !k.second && k.chunk > 1 {
-		ls.learn(used)
+		ls.learn((used - k.cost) / call) // but for the call that asked
 	}
 	k.second = true
 	switch {
-	case demand < 1.5:
+	case demand < 1.5*float64(call):
 		k.chunk = 1
 	case demand < float64(ls.bound):
 		k.chunk = min(4*int64(demand), ls.bound)
@@ -166,7 +177,10 @@ func (k *leaseKey) size(used, elapsed int64) {
 }
 
 // asked ends what claim began.
-func (k *leaseKey) asked() { k.asking.Store(false) }
+func (k *leaseKey) asked() {
+	k.asking.Store(false)
+	k.of.claims.leave()
+}
 
 // add keeps a lease, and says whether it may be used. The caller has claimed the key.
 func (k *leaseKey) add(g *grant) bool {
@@ -205,7 +219,7 @@ func (k *leaseKey) retire(now int64) bool {
 		return false
 	}
 	if k.rest(now) > 0 || now-k.since.Load() <= int64(MaxLease) {
-		k.asked()
+		k.asking.Store(false)
 		return false
 	}
 	return true

@@ -122,7 +122,7 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 			ls.queue.push(g)
 			continue
 		}
-		if r := ls.conclude(g, now); r != nil {
+		if r := ls.conclude(s, g, now); r != nil {
 			back = append(back, manyEntry{hash: r.hash, shard: s, req: r})
 		}
 	}
@@ -130,8 +130,9 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 }
 
 // conclude is the request that returns what is held of a key and, if that is in use, asks
-// for the next lease.
-func (ls *leasing) conclude(g *grant, now int64) *request {
+// for the next lease; not while the shard has not been told everything, which the lease could
+// overtake.
+func (ls *leasing) conclude(s *shard, g *grant, now int64) *request {
 	chunk, ok := g.key.claim(0, now)
 	if !ok {
 		r := ls.newRequest(g.key)
@@ -141,7 +142,7 @@ func (ls *leasing) conclude(g *grant, now int64) *request {
 	}
 	r := ls.newRequest(g.key)
 	ls.giveBack(r, g.key, now)
-	if chunk > 1 {
+	if chunk > 1 && !s.owing() {
 		ls.want(r, chunk, now)
 	}
 	return r.orNothing()
@@ -160,8 +161,11 @@ func (r *request) orNothing() *request {
 // takesReturns says whether the shard is well: nothing is risked on one that is not.
 func (s *shard) takesReturns() bool { return s.breaker.closed.Load() && !s.degraded.Load() }
 
-// giveUp returns units of a lease that nobody has seen yet.
+// giveUp returns units of a lease that nobody has seen yet, if there are any.
 func (ls *leasing) giveUp(g *grant, units, now int64) {
+	if units < 1 {
+		return
+	}
 	r := ls.newRequest(g.key)
 	r.heir = nil
 	ls.back(r, g, units)
@@ -179,14 +183,24 @@ func (r *Ring) returnLeases(cut time.Time) {
 	wg.Wait()
 }
 
-// returnAll returns everything, for Close: nobody calls any more. It ends by cut.
+// returnAll returns everything, for Close: nobody calls any more. It ends by cut. What is
+// held goes first, and then what was asked for in advance: a shard that keeps that waiting
+// must not keep the others' from being returned.
 func (ls *leasing) returnAll(cut time.Time) {
+	ls.claims.close()
+	ls.returnHeld(cut)
+	await(cut, ls.claims.idle)
 	ls.mu.Lock()
 	ls.ended = true
 	if ls.timer != nil {
 		ls.timer.Stop()
 	}
 	ls.mu.Unlock()
+	ls.returnHeld(cut)
+}
+
+// returnHeld returns what is held now.
+func (ls *leasing) returnHeld(cut time.Time) {
 	for more := true; more && time.Now().Before(cut); {
 		now := ls.of.ring.clock()
 		var back []manyEntry
