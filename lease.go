@@ -56,8 +56,9 @@ const (
 // deny up to Lease.TTL early, because units taken ahead count for that much longer. A
 // TokenBucket admits at most Burst + Rate x T + what all processes hold of the key, Lease.Max
 // each. Both can deny what would have been admitted without leases while another process
-// holds units that it does not use, for Lease.TTL at most. What a process that dies holds is
-// lost: a bucket refills it, a log forgets it Lease.TTL later than what was used.
+// holds units that it does not use, for Lease.TTL at most, or while units are on their way to
+// or from this one; such a denial may be cached ([WithNearCache]). What a process that dies
+// holds is lost: a bucket refills it, a log forgets it Lease.TTL later than what was used.
 //
 // A Reset in another process takes effect here when the lease ends, and what this process
 // returns meanwhile, Lease.Max at most, is given to those who called since. A denial that

@@ -194,8 +194,7 @@ local function bucket_charge(key, limit, cost, count, debit)
   if status ~= 0 then return status end
   local write = false
   if debit ~= '0' then
-    -- Negative: taken ahead and given back, never beyond full. Whatever has refilled since
-    -- it was taken, there is no more then than if it had not been.
+    -- Negative: taken ahead and given back, never beyond full.
     local n, units = limit[2], math.max(math.min(number(debit), limit[7]), -limit[7])
     local nr = r + units * limit[4]
     local k = floor(nr / n)
