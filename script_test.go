@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "ac66e4d132c1aaa3cd2268af5ae00c2c3caef176"},
+		{"charge on Redis", redisScripts.charge, "1708f96550a14a128cb690b45c45c71166df8ce8"},
 		{"look on Redis", redisScripts.look, "e91cc6a78e11577612ed96b566bff50aa4e8e28b"},
-		{"charge, plain", plainScripts.charge, "eb319852af03de16028f80ee3ec2b666a6463be0"},
+		{"charge, plain", plainScripts.charge, "9c33f123dd562fb8a92b7f51f3e32e63a1c00f5c"},
 		{"look, plain", plainScripts.look, "f12d0349eee18cfb4ee14afb6131b0ea1f8b5537"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
