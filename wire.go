@@ -49,7 +49,8 @@ type wire struct {
 	answered bool       // a call has run
 	failed   error      // why one has not
 	spoilt   bool       // the connection is of no more use
-	unknown  []*request // of calls whose script the server does not have
+	unknown  []*request // of calls whose script the server does not have,
+	ends     []int      // and where each of them ends
 	strays   []*request // of calls that did not run here, for follow
 }
 
@@ -81,54 +82,43 @@ var longAgo = time.Unix(1, 0)
 // start writes the frames of an operation, without sending them.
 func (w *wire) start(s *wireScripts, kind opKind, reqs []*request) {
 	w.kind, w.given, w.answered, w.failed, w.spoilt = kind, false, false, nil, false
-	w.unknown, w.strays = w.unknown[:0], w.strays[:0]
+	w.unknown, w.ends, w.strays = w.unknown[:0], w.ends[:0], w.strays[:0]
 	if s.follow == nil {
-		w.reqs = append(w.reqs[:0], reqs...)
+		w.reqs, w.calls = append(w.reqs[:0], reqs...), append(w.calls[:0], len(reqs))
 	} else {
 		w.sort(reqs)
 	}
 	w.frame(s)
 }
 
-// sort puts the requests in order of their slots, those of one slot as they came.
+// sort makes a call of the requests of each slot, in the order in which they came.
 func (w *wire) sort(reqs []*request) {
-	w.order, w.reqs = w.order[:0], w.reqs[:0]
+	const index = 16 // bits; a batch has 256 entries at most
+	w.order, w.reqs, w.calls = w.order[:0], w.reqs[:0], w.calls[:0]
 	for i, r := range reqs {
-		w.order = append(w.order, uint32(slotOf(tagOf(r.name)))<<16|uint32(i))
+		w.order = append(w.order, uint32(slotOf(tagOf(r.name)))<<index|uint32(i))
 	}
 	slices.Sort(w.order)
-	for _, o := range w.order {
-		w.reqs = append(w.reqs, reqs[o&0xffff])
+	for i, o := range w.order {
+		w.reqs = append(w.reqs, reqs[o&(1<<index-1)])
+		if i+1 == len(w.order) || w.order[i+1]>>index != o>>index {
+			w.calls = append(w.calls, i+1)
+		}
 	}
 }
 
+// frame writes the calls.
 func (w *wire) frame(s *wireScripts) {
-	w.out, w.calls = w.out[:0], w.calls[:0]
-	for first := 0; first < len(w.reqs); {
-		end := len(w.reqs)
-		if s.follow != nil {
-			end = endOfSlot(w.reqs, first)
-		}
+	w.out = w.out[:0]
+	first := 0
+	for i, end := range w.calls {
 		// The first one leaves the script with the server for the others.
-		w.frameCall(s, w.reqs[first:end], w.given && first == 0)
-		w.calls = append(w.calls, end)
+		w.frameCall(s, w.reqs[first:end], w.given && i == 0)
 		first = end
 	}
 	w.sent, w.in, w.call, w.first = 0, w.in[:0], 0, 0
 	w.reply.reset()
 	w.await()
-}
-
-// endOfSlot is where the run of requests of one slot ends.
-func endOfSlot(reqs []*request, first int) int {
-	end, tag := first+1, tagOf(reqs[first].name)
-	if end == len(reqs) {
-		return end
-	}
-	for slot := slotOf(tag); end < len(reqs) && slotOf(tagOf(reqs[end].name)) == slot; {
-		end++
-	}
-	return end
 }
 
 // frameCall writes one call, byText with the script.
@@ -193,6 +183,7 @@ func (w *wire) goOn(s *wireScripts, until time.Time) (ended bool, err error) {
 		s.loaded()
 		w.given = true
 		w.reqs, w.unknown = w.unknown, w.reqs[:0]
+		w.calls, w.ends = w.ends, w.calls[:0]
 		w.frame(s)
 	}
 }
@@ -258,6 +249,7 @@ func (w *wire) refused(s *wireScripts, reqs []*request, err error) {
 	switch {
 	case t == typeNoScript && !w.given && w.kind != opReset:
 		w.unknown = append(w.unknown, reqs...)
+		w.ends = append(w.ends, len(w.unknown))
 		return
 	case s.follow != nil && (t == typeMoved || t == typeNoScript):
 		w.strays = append(w.strays, reqs...)
