@@ -192,6 +192,9 @@ func (w *wire) goOn(s *wireScripts, until time.Time) (ended bool, err error) {
 // was answered stays answered.
 func (w *wire) abandon(s *wireScripts, err error) error {
 	w.spoilt = true
+	if w.failed != nil && classify(w.failed) == typeAuth {
+		err = w.failed // who does not know us hangs up, and runs nothing
+	}
 	if s.follow != nil {
 		for _, r := range w.reqs[w.first:] {
 			r.failed = err

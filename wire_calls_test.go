@@ -119,6 +119,7 @@ func TestEveryCallOfAnOperationHasAnEndOfItsOwn(t *testing.T) {
 		{"an error too many", yes + yes + oom + oom, false, [3]*errorType{answered, answered, typeProtocol}, typeProtocol, false, 0},
 		{"an error without end", yes + "-" + strings.Repeat("x", maxErrorLine), false, [3]*errorType{answered, typeProtocol, typeProtocol}, typeProtocol, false, 0},
 		{"we are not let in", yes + "-NOAUTH Authentication required.\r\n" + yes, false, [3]*errorType{answered, typeAuth, answered}, nil, false, 0},
+		{"we are not let in, and it hangs up", "-NOAUTH Authentication required.\r\n", true, [3]*errorType{typeAuth, typeAuth, typeAuth}, typeAuth, false, 0},
 		{"it is a replica", "-READONLY no\r\n" + yes + yes, false, [3]*errorType{typeReadonly, answered, answered}, nil, false, 0},
 	} {
 		for _, piece := range []int{1, 7, 1 << 20} {
