@@ -112,6 +112,7 @@ func TestEveryCallOfAnOperationHasAnEndOfItsOwn(t *testing.T) {
 		{"it ends in the second", yes + "*11\r\n:1\r\n", true, [3]*errorType{answered, typeEOF, typeEOF}, typeEOF, false, 0},
 		{"it ends before the first", "", true, [3]*errorType{typeEOF, typeEOF, typeEOF}, typeEOF, false, 0},
 		{"it ends after one is sent away", ask + yes, true, [3]*errorType{stray, answered, typeEOF}, typeEOF, false, 0},
+		{"it ends after one that wants the script", "-NOSCRIPT No matching script.\r\n" + yes, true, [3]*errorType{stray, answered, typeEOF}, typeEOF, false, 0},
 		{"it stops after the first", yes, false, [3]*errorType{answered, typeTimeout, typeTimeout}, typeTimeout, false, 0},
 		{"the second is nonsense", yes + "+OK\r\n" + yes, false, [3]*errorType{answered, typeProtocol, typeProtocol}, typeProtocol, false, 0},
 		{"the second cannot be", yes + implied + yes, false, [3]*errorType{answered, typeProtocol, typeProtocol}, typeProtocol, false, 0},
