@@ -29,6 +29,7 @@ type redisClusterShards struct {
 	member int                  // of the ring
 	rw     *redis.ClusterClient // follows redirections to masters
 	ro     *redis.ClusterClient // looks on replicas
+	wires  func() *wirePool     // makes one for a master
 
 	slots atomic.Pointer[[slotCount]uint16] // slot -> index in shards
 	list  atomic.Pointer[[]*shard]
@@ -50,6 +51,12 @@ func newCluster(r *Ring, c ShardConfig, t *target, member int) (*redisClusterSha
 	k := &redisClusterShards{name: c.ID, ring: r, member: member}
 	o := clusterOptions(r.config, t, c.TLS)
 	gate := newRefusals(r.config)
+	k.wires = func() *wirePool {
+		return &wirePool{
+			network: "tcp", username: t.username, password: t.password, dial: wireDialer(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout), gate: gate,
+			all: map[*wire]struct{}{},
+		}
+	}
 	look := *o
 	o.Dialer = dialerOf(r.config.Dialer, o.TLSConfig, r.config.OperationTimeout, gate, false)
 	k.rw = redis.NewClusterClient(o)
@@ -91,8 +98,13 @@ func (k *redisClusterShards) add() error {
 	s, err := newShardOf(k.ring, k.name+"-"+strconv.Itoa(index), k.member, func(s *shard) error {
 		s.cluster = k
 		conf := nodeConfig{loaded: s.metrics.scriptLoaded}
+		master := &clusterNode{redisNode: newClientNode(k.rw, conf, false), of: k, shard: index, client: k.rw}
+		master.direct = &direct{wires: k.wires(), say: wireScripts{
+			scripts: master.scripts, loaded: master.loaded, lookBySHA: "evalsha_ro", lookByText: "eval_ro",
+			follow: master.follow, moved: k.refreshSoon,
+		}}
 		s.nodes = []node{
-			&clusterNode{redisNode: newClientNode(k.rw, conf, false), of: k, shard: index, client: k.rw},
+			master,
 			&clusterNode{redisNode: newClientNode(k.ro, conf, false), of: k, shard: index, client: k.ro, replica: true},
 		}
 		return nil
@@ -132,7 +144,35 @@ func (k *redisClusterShards) refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("CLUSTER SLOTS: %w", err)
 	}
-	return k.adopt(ranges)
+	if err := k.adopt(ranges); err != nil {
+		return err
+	}
+	return k.locate(ctx)
+}
+
+// locate finds out from go-redis, which knows what the addresses that servers give of
+// themselves mean here, where each master is.
+func (k *redisClusterShards) locate(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	list := *k.list.Load()
+	located := make([]bool, len(list))
+	for slot, i := range k.slots.Load() {
+		if located[i] {
+			continue
+		}
+		located[i] = true
+		one, err := k.rw.MasterForKey(ctx, slotKey(slot))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		n := list[i].nodes[0].(*clusterNode)
+		n.wires.move(one.Options().Addr)
+		n.located.Store(true)
+	}
+	return errors.Join(errs...)
 }
 
 // adopt puts a topology into effect.
@@ -252,10 +292,37 @@ func (k *redisClusterShards) close() error {
 // one of the replicas, whichever they are by now.
 type clusterNode struct {
 	*redisNode
+	*direct // of the master
 	of      *redisClusterShards
 	shard   int
 	client  *redis.ClusterClient
 	replica bool
+	located atomic.Bool
+}
+
+func (n *clusterNode) straight() *direct {
+	if !n.located.Load() {
+		return nil
+	}
+	return n.direct
+}
+
+// follow does what the master sent away, wherever it is to be done by now.
+func (n *clusterNode) follow(ctx context.Context, kind opKind, reqs []*request) error {
+	if ctx.Err() != nil {
+		for _, r := range reqs {
+			r.failed = errRedirected
+		}
+		return errRedirected
+	}
+	switch kind {
+	case opLook:
+		return n.look(ctx, reqs)
+	case opReset:
+		return n.reset(ctx, reqs)
+	default:
+		return n.charge(ctx, reqs)
+	}
 }
 
 // slot is any one of the shard's slots, or -1.
@@ -509,5 +576,18 @@ func (n *clusterNode) load(ctx context.Context) error {
 
 func (n *clusterNode) addr() string { return "cluster " + n.of.name }
 
+func (n *clusterNode) pool() *redis.PoolStats {
+	stats := *n.redisNode.pool()
+	if n.direct != nil {
+		n.wires.count(&stats)
+	}
+	return &stats
+}
+
 // close closes the clients that all shards of the cluster share.
-func (n *clusterNode) close() error { return n.of.close() }
+func (n *clusterNode) close() error {
+	if n.direct != nil {
+		n.wires.close()
+	}
+	return n.of.close()
+}

@@ -858,6 +858,9 @@ func TestAPoisonedKeySpoilsOnlyItsOwnEntryAndResetHealsIt(t *testing.T) {
 					if d.Cause != ringfence.CauseCorrupt {
 						t.Errorf("a look: %+v", d)
 					}
+					if d, err = l.Allow(t.Context(), sick); err != nil || d.Cause != ringfence.CauseCorrupt || d.Allowed {
+						t.Errorf("a call by itself: %+v, %v", d, err)
+					}
 					if after := suiteDump(t, p, l, sick); after != before {
 						t.Errorf("what is not ours was changed from %q to %q", before, after)
 					}

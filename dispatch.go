@@ -1,10 +1,12 @@
 package ringfence
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +38,9 @@ type dispatcher struct {
 	budget    time.Duration // what callers usually wait
 	clock     func() int64  // ns, monotonic
 
-	// lean is the server, if it has connections that a caller may use itself.
-	lean func() *leanNode
+	// direct is the way to the server over connections that a caller may use itself, if
+	// there is one.
+	direct func() *direct
 	// exec runs the requests, which are of one kind, and puts the replies into them.
 	exec func(ctx context.Context, reqs []*request) error
 	// begin asks for leave; report must be called once when it is given.
@@ -88,7 +91,7 @@ func newDispatcher(c dispatchConfig) *dispatcher {
 		timeout:   c.timeout,
 		budget:    c.budget,
 		clock:     c.clock,
-		lean:      func() *leanNode { return nil },
+		direct:    func() *direct { return nil },
 	}
 	for i := range d.slots {
 		d.slots[i].forming = newGrouper(c.maxBatch)
@@ -202,7 +205,7 @@ func (d *dispatcher) occupy() *slot {
 
 func (d *dispatcher) free(s *slot) {
 	if s.wire != nil {
-		s.wire.pool.put(s.wire, nil)
+		s.wire.pool.put(s.wire)
 		s.wire = nil
 	}
 	s.taken.Store(false)
@@ -459,12 +462,12 @@ func (d *dispatcher) serve(s *slot) {
 
 // lead carries one batch for the caller of own, for as long as that has time.
 func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
-	lean := d.lean()
-	if lean == nil {
+	to := d.direct()
+	if to == nil {
 		go d.serve(s)
 		return
 	}
-	if s.wire = lean.wires.ready(); s.wire == nil {
+	if s.wire = to.wires.ready(); s.wire == nil {
 		go d.serve(s) // connecting takes longer than a caller has
 		return
 	}
@@ -485,7 +488,7 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 		return
 	}
 	w := s.wire
-	w.start(&lean.say, s.batch[0].kind, s.batch)
+	d.start(to, s, op)
 	now := d.clock()
 	limit := op.began + int64(d.timeout)
 	until := time.Now().Add(time.Duration(min(own.due, limit) - now))
@@ -493,18 +496,19 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 	if ctx.Done() != nil {
 		stop = context.AfterFunc(ctx, w.interruptible())
 	}
-	ended, err := w.goOn(&lean.say, until)
+	ended, err := w.goOn(&to.say, until)
 	stop()
 	w.over()
-	if !ended {
-		// The reply needs a reader still, and the others' requests may have more time.
+	if !ended || len(w.strays) > 0 {
+		// The replies need a reader still, and the others' requests may have more time.
 		go func() {
-			d.finish(s, op, d.rest(lean, s, op))
+			d.finish(s, op, d.rest(to, s, op, ended, err))
 			d.serve(s)
 		}()
 		return
 	}
-	d.finish(s, op, d.hangUp(s, err))
+	d.hangUp(s)
+	d.finish(s, op, err)
 	d.next(s)
 }
 
@@ -520,22 +524,39 @@ func (d *dispatcher) next(s *slot) {
 	}
 }
 
-// rest carries a started operation on to its end.
-func (d *dispatcher) rest(lean *leanNode, s *slot, op *operation) error {
-	left := time.Duration(op.began + int64(d.timeout) - d.clock())
-	ended, err := s.wire.goOn(&lean.say, time.Now().Add(left))
-	if !ended && err == nil {
-		err = os.ErrDeadlineExceeded
+// rest carries a started operation on to its end, or what it has ended with.
+func (d *dispatcher) rest(to *direct, s *slot, op *operation, ended bool, err error) error {
+	w := s.wire
+	if !ended {
+		if ended, err = w.goOn(&to.say, d.end(op)); !ended {
+			err = w.abandon(&to.say, cmp.Or(err, os.ErrDeadlineExceeded))
+		}
 	}
-	return d.hangUp(s, err)
+	if len(w.strays) == 0 {
+		d.hangUp(s)
+		return err
+	}
+	strays, answered := slices.Clone(w.strays), w.answered
+	clear(w.strays)
+	d.hangUp(s)
+	ctx, cancel := context.WithDeadline(context.Background(), d.end(op))
+	defer cancel()
+	lost := to.say.follow(ctx, op.kind, strays)
+	if err == nil && !answered {
+		err = lost
+	}
+	return err
+}
+
+// end is when the operation's time is over.
+func (d *dispatcher) end(op *operation) time.Time {
+	return time.Now().Add(time.Duration(op.began + int64(d.timeout) - d.clock()))
 }
 
 // hangUp gives the connection back.
-func (d *dispatcher) hangUp(s *slot, err error) error {
-	w := s.wire
+func (d *dispatcher) hangUp(s *slot) {
+	s.wire.pool.put(s.wire)
 	s.wire = nil
-	w.pool.put(w, err)
-	return err
 }
 
 // open begins an operation; if the breaker does not let it, it is over already.
@@ -561,23 +582,22 @@ func (d *dispatcher) run(s *slot) {
 	if op == nil {
 		return
 	}
-	lean := d.lean()
-	if lean == nil {
+	to := d.direct()
+	if to == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 		err := d.exec(ctx, s.batch)
 		cancel()
 		d.finish(s, op, err)
 		return
 	}
-	if s.wire != nil && s.wire.pool != lean.wires { // the primary has changed
-		s.wire.pool.put(s.wire, nil)
-		s.wire = nil
+	if s.wire != nil && !to.wires.owns(s.wire) { // the primary has changed
+		d.hangUp(s)
 	}
 	if s.wire == nil {
-		s.wire = lean.wires.ready()
+		s.wire = to.wires.ready()
 	}
 	if s.wire == nil {
-		if err := d.connect(lean, s); err != nil {
+		if err := d.connect(to, s); err != nil {
 			d.finish(s, op, err)
 			return
 		}
@@ -587,17 +607,23 @@ func (d *dispatcher) run(s *slot) {
 			return
 		}
 	}
-	s.wire.start(&lean.say, s.batch[0].kind, s.batch)
-	d.finish(s, op, d.rest(lean, s, op))
+	d.start(to, s, op)
+	d.finish(s, op, d.rest(to, s, op, false, nil))
+}
+
+// start puts the batch onto the connection of the slot.
+func (d *dispatcher) start(to *direct, s *slot, op *operation) {
+	op.apart = to.say.follow != nil
+	s.wire.start(&to.say, op.kind, s.batch)
 }
 
 // connect makes a connection for the slot. Those whose callers have left meanwhile are
 // dropped: nothing has been sent.
-func (d *dispatcher) connect(lean *leanNode, s *slot) error {
+func (d *dispatcher) connect(to *direct, s *slot) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 	defer cancel()
 	var err error
-	if s.wire, err = lean.wires.connect(ctx); err != nil {
+	if s.wire, err = to.wires.connect(ctx); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -643,6 +669,9 @@ func (d *dispatcher) finish(s *slot, op *operation, err error) {
 		d.learn(int64(took))
 	}
 	op.end(d.verdict(op.kind, err))
+	if op.apart {
+		err = nil
+	}
 	d.answer(s, err)
 }
 

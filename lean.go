@@ -1,6 +1,7 @@
 package ringfence
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"net"
@@ -15,9 +16,22 @@ import (
 // everything that happens once in a while goes through go-redis.
 type leanNode struct {
 	*redisNode
+	direct
+}
+
+// direct is how operations get to a server over connections of its own.
+type direct struct {
 	wires *wirePool
 	say   wireScripts
 }
+
+// directNode is a node that has them, or may have.
+type directNode interface {
+	// straight is nil as long as nobody knows where the server is.
+	straight() *direct
+}
+
+func (d *direct) straight() *direct { return d }
 
 func newLeanNode(url string, c nodeConfig, plain bool) (*leanNode, error) {
 	n, err := newRedisNode(url, c, plain)
@@ -25,18 +39,22 @@ func newLeanNode(url string, c nodeConfig, plain bool) (*leanNode, error) {
 		return nil, err
 	}
 	o := n.client.(*redis.Client).Options()
-	dial := c.dialer
-	if dial == nil {
-		dial = (&net.Dialer{Timeout: c.timeout}).DialContext
-	}
 	say := wireScripts{scripts: n.scripts, loaded: n.loaded, lookBySHA: "evalsha_ro", lookByText: "eval_ro"}
 	if plain { // the embedded server takes TIME for a write
 		say.lookBySHA, say.lookByText = "evalsha", "eval"
 	}
-	return &leanNode{redisNode: n, say: say, wires: &wirePool{
+	return &leanNode{redisNode: n, direct: direct{say: say, wires: &wirePool{
 		network: o.Network, address: o.Addr, username: o.Username, password: o.Password, db: o.DB,
-		dial: withTLS(dial, tlsFor(o)), gate: c.gate, all: map[*wire]struct{}{},
-	}}, nil
+		dial: wireDialer(c.dialer, tlsFor(o), c.timeout), gate: c.gate, all: map[*wire]struct{}{},
+	}}}, nil
+}
+
+// wireDialer is the user's dialer, or the system's, with TLS where that is wanted.
+func wireDialer(users dialer, conf *tls.Config, timeout time.Duration) dialer {
+	if users == nil {
+		users = (&net.Dialer{Timeout: timeout}).DialContext
+	}
+	return withTLS(users, conf)
 }
 
 func tlsFor(o *redis.Options) *tls.Config { return o.TLSConfig }
@@ -58,10 +76,10 @@ func (n *leanNode) run(ctx context.Context, kind opKind, reqs []*request) (err e
 	ended, err := w.goOn(&n.say, until)
 	stop()
 	w.over()
-	if !ended && err == nil {
-		err = os.ErrDeadlineExceeded
+	if !ended {
+		err = w.abandon(&n.say, cmp.Or(err, os.ErrDeadlineExceeded))
 	}
-	n.wires.put(w, err)
+	n.wires.put(w)
 	return err
 }
 
@@ -79,9 +97,7 @@ func (n *leanNode) reset(ctx context.Context, reqs []*request) error {
 
 func (n *leanNode) pool() *redis.PoolStats {
 	stats := *n.redisNode.pool()
-	all, idle := n.wires.counts()
-	stats.TotalConns += uint32(all)
-	stats.IdleConns += uint32(idle)
+	n.wires.count(&stats)
 	return &stats
 }
 

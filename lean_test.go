@@ -55,7 +55,7 @@ func waitFor(t *testing.T, what string, so func() bool) {
 	}
 }
 
-func (r *Ring) leanForTest() *leanNode { return r.members[0].shard.charges.lean() }
+func (r *Ring) leanForTest() *direct { return r.members[0].shard.charges.direct() }
 
 // A caller who carries its own operation leaves when its budget is spent; the operation
 // goes on, its reply is read, and its connection serves the next.

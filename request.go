@@ -170,6 +170,7 @@ var (
 type operation struct {
 	kind   opKind
 	began  int64 // ns of the dispatcher's clock
+	apart  bool  // each request says itself whether it failed
 	report func(err error)
 	told   atomic.Bool
 	missed atomic.Bool

@@ -122,18 +122,24 @@ func appendUnlink(b []byte, reqs []*request) []byte {
 	return b
 }
 
-// replyReader reads one reply out of bytes that arrive piece by piece: an error, or want
-// integers, as an array or, where want is below 0, a single one.
+// replyReader reads replies, one after another, out of bytes that arrive piece by piece: an
+// error each, or want integers, as an array or, where want is below 0, a single one.
 type replyReader struct {
 	want   int
-	at     int // bytes read so far
+	last   bool // nothing may come after it
+	from   int  // where it begins
+	at     int  // bytes read so far
 	head   bool
 	values []int64
 	failed error // the server's error: the reply
 }
 
-func (p *replyReader) reset(want int) {
-	p.want, p.at, p.head, p.values, p.failed = want, 0, false, p.values[:0], nil
+// reset begins anew with the first byte.
+func (p *replyReader) reset() { p.at = 0 }
+
+// next goes on to the next reply, the last one or not.
+func (p *replyReader) next(want int, last bool) {
+	p.want, p.last, p.from, p.head, p.values, p.failed = want, last, p.at, false, p.values[:0], nil
 }
 
 // most is the longest that the reply can be.
@@ -147,10 +153,7 @@ func (p *replyReader) most() int {
 func (p *replyReader) read(b []byte) (whole bool, err error) {
 	for {
 		if p.head && len(p.values) == max(1, p.want) {
-			if p.at != len(b) {
-				return false, fmt.Errorf("%w: %d bytes after its end", errProtocol, len(b)-p.at)
-			}
-			return true, nil
+			return p.ends(b)
 		}
 		if p.at >= len(b) {
 			return false, nil
@@ -182,19 +185,24 @@ func (p *replyReader) read(b []byte) (whole bool, err error) {
 	}
 }
 
+// ends says that the reply is whole, or too long.
+func (p *replyReader) ends(b []byte) (whole bool, err error) {
+	if p.last && p.at != len(b) {
+		return false, fmt.Errorf("%w: %d bytes after its end", errProtocol, len(b)-p.at)
+	}
+	return true, nil
+}
+
 func (p *replyReader) readError(b []byte) (whole bool, err error) {
 	line, next := readLine(b, p.at+1)
-	if next < 0 {
-		if len(b) >= maxErrorLine {
-			return false, fmt.Errorf("%w: an error of more than %d bytes", errProtocol, maxErrorLine)
-		}
+	if next < 0 && len(b)-p.at < maxErrorLine {
 		return false, nil
 	}
-	if next != len(b) {
-		return false, fmt.Errorf("%w: %d bytes after an error", errProtocol, len(b)-next)
+	if next < 0 || next-p.at > maxErrorLine {
+		return false, fmt.Errorf("%w: an error of more than %d bytes", errProtocol, maxErrorLine)
 	}
-	p.failed = serverError(line)
-	return true, nil
+	p.failed, p.at = serverError(line), next
+	return p.ends(b)
 }
 
 // readLine returns the line that begins at from and where the next one does, or -1 if it

@@ -50,7 +50,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 
 // readWhole reads a reply that arrives in pieces of so many bytes.
 func readWhole(text string, want, piece int) (p replyReader, whole bool, err error) {
-	p.reset(want)
+	p.next(want, true)
 	for end := 0; end < len(text); {
 		end = min(len(text), end+piece)
 		if whole, err = p.read([]byte(text[:end])); err != nil {

@@ -13,6 +13,9 @@ import (
 //go:embed scripts/head.lua
 var headLua string
 
+//go:embed scripts/lone.lua
+var loneLua string
+
 //go:embed scripts/token_bucket.lua
 var tokenBucketLua string
 
@@ -58,7 +61,7 @@ var (
 func assemble(head, part string) script {
 	var b strings.Builder
 	b.WriteString(head)
-	for _, file := range []string{headLua, tokenBucketLua, slidingLogLua, frameLua} {
+	for _, file := range []string{headLua, loneLua, tokenBucketLua, slidingLogLua, frameLua} {
 		common, rest, ok := strings.Cut(file, "--@look\n")
 		if !ok {
 			panic("ringfence: a script has no look part")

@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "3392931696e3ce8d3289d2333b38ac52cb1cf07c"},
+		{"charge on Redis", redisScripts.charge, "6f3635e0fea6c74fb8d79695fb7757a1dbdfd768"},
 		{"look on Redis", redisScripts.look, "3419d742e1e31678fdbae2ab2e1e6691d476dbf0"},
-		{"charge, plain", plainScripts.charge, "c5c8851c9c31ca0c7fcf431897236299ca0a6f19"},
+		{"charge, plain", plainScripts.charge, "7b28be7c9e3cee73b7d30b5468367edca13c2ceb"},
 		{"look, plain", plainScripts.look, "1436ec8d11cd0bbbd9a1d2fd5459970e270c6db7"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},

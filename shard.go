@@ -198,12 +198,27 @@ func withTLS(dial dialer, conf *tls.Config) dialer {
 		if err != nil {
 			return nil, err
 		}
-		conn := tls.Client(raw, conf)
+		conn := tls.Client(raw, named(conf, addr))
 		if err := conn.HandshakeContext(ctx); err != nil {
 			return nil, errors.Join(err, raw.Close())
 		}
 		return conn, nil
 	}
+}
+
+// named is conf for a server that is known by its address: a node of a Cluster, or a member
+// of a Sentinel set.
+func named(conf *tls.Config, addr string) *tls.Config {
+	if conf.ServerName != "" || conf.InsecureSkipVerify {
+		return conf
+	}
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		host = addr
+	}
+	conf = conf.Clone()
+	conf.ServerName = host
+	return conf
 }
 
 // once marks a command as not to be repeated, whatever the client's options say.

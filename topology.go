@@ -120,9 +120,11 @@ func newShardOf(r *Ring, id string, index int, fill func(s *shard) error) (*shar
 		budget -= budget / 4 // see split
 	}
 	s.charges = s.dispatch(s.breaker, r.config.InFlight, budget, s.exec)
-	s.charges.lean = func() *leanNode {
-		n, _ := s.nodes[s.primary.Load()].(*leanNode)
-		return n
+	s.charges.direct = func() *direct {
+		if n, ok := s.nodes[s.primary.Load()].(directNode); ok {
+			return n.straight()
+		}
+		return nil
 	}
 	if len(s.nodes) > 1 {
 		s.replicas = newBreaker(r.config.Breaker, r.config.Now, r.config.Rand, s.probeReplicas, func(_, _ BreakerState) {})

@@ -11,30 +11,47 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // wire is one connection to a server, with the one operation that is under way on it. An
 // operation can be carried on by one goroutine after another, each for as long as it has
-// time: what has been written and what has arrived stays here.
+// time: what has been written and what has arrived stays here. It is one script call, or on
+// a Redis Cluster one for each hash slot, written together; their replies come in order.
 type wire struct {
 	pool   *wirePool
 	conn   net.Conn
 	secure bool // TLS, which does not survive a write that stopped halfway
 	used   time.Time
+	moves  uint64 // of the pool, when the connection was made
 
 	mu   sync.Mutex // guards turn and cut, and the deadline against interruption
 	turn uint64     // counts those who carried an operation on
 	cut  uint64     // the turn that was interrupted last, perhaps before it began
 
 	kind   opKind
-	reqs   []*request
+	reqs   []*request // by slot
+	calls  []int      // where in reqs each call ends
 	out    []byte
 	sent   int
 	in     []byte
 	reply  replyReader
 	limits []*rule
-	given  bool // the script went along as text
+	order  []uint32 // scratch space for sorting
+	given  bool     // the script went along as text
+
+	// What the replies so far have come to.
+	call     int        // whose reply is due
+	first    int        // of reqs, in that call
+	answered bool       // a call has run
+	failed   error      // why one has not
+	spoilt   bool       // the connection is of no more use
+	unknown  []*request // of calls whose script the server does not have,
+	ends     []int      // and where each of them ends
+	strays   []*request // of calls that did not run here, for follow
 }
 
 // The parts of a node that an operation needs.
@@ -42,6 +59,12 @@ type wireScripts struct {
 	scripts
 	lookBySHA, lookByText string
 	loaded                func() // told of each script the server had to be given
+
+	// Of a master of a Redis Cluster, nil otherwise: follow does elsewhere what the server
+	// sent away, and moved hears that a slot is another's. With them each slot has a call of
+	// its own, and a request says itself whether it failed.
+	follow func(ctx context.Context, kind opKind, reqs []*request) error
+	moved  func()
 }
 
 const (
@@ -56,35 +79,81 @@ const (
 // longAgo is a deadline that makes whoever reads, or is about to, return at once.
 var longAgo = time.Unix(1, 0)
 
-// start writes the frame of an operation, without sending it.
+// start writes the frames of an operation, without sending them.
 func (w *wire) start(s *wireScripts, kind opKind, reqs []*request) {
-	w.kind, w.reqs, w.given = kind, reqs, false
+	w.kind, w.given, w.answered, w.failed, w.spoilt = kind, false, false, nil, false
+	w.unknown, w.ends, w.strays = w.unknown[:0], w.ends[:0], w.strays[:0]
+	if s.follow == nil {
+		w.reqs, w.calls = append(w.reqs[:0], reqs...), append(w.calls[:0], len(reqs))
+	} else {
+		w.sort(reqs)
+	}
 	w.frame(s)
 }
 
+// sort makes a call of the requests of each slot, in the order in which they came.
+func (w *wire) sort(reqs []*request) {
+	const index = 16 // bits; a batch has 256 entries at most
+	w.order, w.reqs, w.calls = w.order[:0], w.reqs[:0], w.calls[:0]
+	for i, r := range reqs {
+		w.order = append(w.order, uint32(slotOf(tagOf(r.name)))<<index|uint32(i))
+	}
+	slices.Sort(w.order)
+	for i, o := range w.order {
+		w.reqs = append(w.reqs, reqs[o&(1<<index-1)])
+		if i+1 == len(w.order) || w.order[i+1]>>index != o>>index {
+			w.calls = append(w.calls, i+1)
+		}
+	}
+}
+
+// frame writes the calls.
 func (w *wire) frame(s *wireScripts) {
+	w.out = w.out[:0]
+	first := 0
+	for i, end := range w.calls {
+		// The first one leaves the script with the server for the others.
+		w.frameCall(s, w.reqs[first:end], w.given && i == 0)
+		first = end
+	}
+	w.sent, w.in, w.call, w.first = 0, w.in[:0], 0, 0
+	w.reply.reset()
+	w.await()
+}
+
+// frameCall writes one call, byText with the script.
+func (w *wire) frameCall(s *wireScripts, reqs []*request, byText bool) {
 	command, text := "evalsha", s.charge.sha
-	want := replyHead + replyEntries*len(w.reqs)
 	switch {
 	case w.kind == opReset:
-		w.out, want = appendUnlink(w.out[:0], w.reqs), -1
-	case w.kind == opLook && w.given:
+		w.out = appendUnlink(w.out, reqs)
+		return
+	case w.kind == opLook && byText:
 		command, text = s.lookByText, s.look.text
 	case w.kind == opLook:
 		command, text = s.lookBySHA, s.look.sha
-	case w.given:
+	case byText:
 		command, text = "eval", s.charge.text
 	}
-	if w.kind != opReset {
-		w.out, w.limits = appendScriptCall(w.out[:0], command, text, w.reqs, w.limits[:0])
+	w.out, w.limits = appendScriptCall(w.out, command, text, reqs, w.limits[:0])
+}
+
+// await says which reply is due.
+func (w *wire) await() {
+	if w.call == len(w.calls) {
+		return
 	}
-	w.sent, w.in = 0, w.in[:0]
-	w.reply.reset(want)
+	want := replyHead + replyEntries*(w.calls[w.call]-w.first)
+	if w.kind == opReset {
+		want = -1
+	}
+	w.reply.next(want, w.call == len(w.calls)-1)
 }
 
 // goOn carries the operation on until it has ended, or until the given instant: then ended
-// is false, err says how the time ran out, and somebody may go on. An error of an operation
-// that has ended and is not the server's own word has broken the connection.
+// is false, err says how the time ran out, and somebody may go on, or abandon it. What it
+// ended with is an error if the connection broke or no call ran, of which the server sent
+// none away (see strays).
 func (w *wire) goOn(s *wireScripts, until time.Time) (ended bool, err error) {
 	if w.secure && !until.IsZero() && time.Until(until) < sparing {
 		return false, os.ErrDeadlineExceeded
@@ -97,43 +166,116 @@ func (w *wire) goOn(s *wireScripts, until time.Time) (ended bool, err error) {
 	}
 	w.mu.Unlock()
 	if err != nil {
-		return true, err
+		return true, w.abandon(s, err)
 	}
 	for {
-		if ended, err := w.exchange(); !ended || err != nil {
-			return ended, err
-		}
-		err := w.reply.failed
-		if err == nil || w.given || w.kind == opReset || classify(err) != typeNoScript {
-			return true, w.settle(err)
+		ended, err := w.exchange(s)
+		switch {
+		case !ended:
+			return false, err
+		case err != nil:
+			return true, w.abandon(s, err)
+		case len(w.unknown) == 0:
+			return true, w.settle()
 		}
 		// A server that does not have the script gets it along: NOSCRIPT is the one refusal
 		// after which sending again is safe, because nothing ran.
 		s.loaded()
 		w.given = true
+		w.reqs, w.unknown = w.unknown, w.reqs[:0]
+		w.calls, w.ends = w.ends, w.calls[:0]
 		w.frame(s)
 	}
 }
 
-// settle puts the reply into the requests.
-func (w *wire) settle(err error) error {
-	clear(w.limits)
-	if err == nil && w.kind != opReset {
-		err = decodeReply(w.reply.values, w.reqs)
+// abandon ends an operation that has not got all of its replies, and its connection. What
+// was answered stays answered.
+func (w *wire) abandon(s *wireScripts, err error) error {
+	w.spoilt = true
+	if w.failed != nil && classify(w.failed) == typeAuth {
+		err = w.failed // who does not know us hangs up, and runs nothing
 	}
-	w.reqs = nil
+	if s.follow != nil {
+		for _, r := range w.reqs[w.first:] {
+			r.failed = err
+		}
+		w.strays = append(w.strays, w.unknown...)
+	}
+	_ = w.settle()
+	return err
+}
+
+// settle ends the operation and says what it came to.
+func (w *wire) settle() error {
+	clear(w.limits)
+	clear(w.reqs)
+	clear(w.unknown)
+	w.reqs, w.unknown = w.reqs[:0], w.unknown[:0]
 	if cap(w.out) > keptBuffer {
 		w.out = nil
 	}
 	if cap(w.in) > keptBuffer {
 		w.in = nil
 	}
-	return err
+	if w.answered || len(w.strays) > 0 {
+		return nil
+	}
+	return w.failed
 }
 
-// exchange writes what is not written and reads what has not arrived. Where it ends the
-// reply is whole, or the connection is broken.
-func (w *wire) exchange() (ended bool, err error) {
+// take puts the reply that is whole into its requests, and waits for the next. An error
+// means that it is none of these scripts'.
+func (w *wire) take(s *wireScripts) error {
+	end := w.calls[w.call]
+	reqs := w.reqs[w.first:end]
+	err := w.reply.failed
+	switch {
+	case err == nil && w.kind == opReset:
+		w.answered = true
+	case err == nil:
+		if err = decodeReply(w.reply.values, reqs); err != nil {
+			return err
+		}
+		w.answered = true
+	default:
+		w.refused(s, reqs, err)
+	}
+	w.first = end
+	w.call++
+	w.await()
+	return nil
+}
+
+// refused notes what the server said instead of a reply.
+func (w *wire) refused(s *wireScripts, reqs []*request, err error) {
+	t := classify(err)
+	switch {
+	case t == typeNoScript && !w.given && w.kind != opReset:
+		w.unknown = append(w.unknown, reqs...)
+		w.ends = append(w.ends, len(w.unknown))
+		return
+	case s.follow != nil && (t == typeMoved || t == typeNoScript):
+		w.strays = append(w.strays, reqs...)
+		if strings.HasPrefix(err.Error(), "MOVED ") {
+			s.moved()
+		}
+		return
+	case s.follow != nil:
+		for _, r := range reqs {
+			r.failed = err
+		}
+	}
+	if w.failed == nil {
+		w.failed = err
+	}
+	// Who is not, or no longer, the primary may be behind a name that means another now; and
+	// who does not know us hangs up.
+	w.spoilt = w.spoilt || t.moved || t == typeAuth
+}
+
+// exchange writes what is not written and reads what has not arrived. Where it ends all
+// replies have been read, or the connection is broken.
+func (w *wire) exchange(s *wireScripts) (ended bool, err error) {
 	for w.sent < len(w.out) {
 		n, err := w.conn.Write(w.out[w.sent:])
 		w.sent += n
@@ -141,26 +283,33 @@ func (w *wire) exchange() (ended bool, err error) {
 			return w.secure || !errors.Is(err, os.ErrDeadlineExceeded), err
 		}
 	}
-	most := w.reply.most()
 	for {
+		most := w.reply.most()
 		if len(w.in) == cap(w.in) {
 			w.in = slices.Grow(w.in, min(4<<10, most+1))
 		}
 		n, err := w.conn.Read(w.in[len(w.in):cap(w.in)])
 		w.in = w.in[:len(w.in)+n]
-		if n > 0 {
+		for n > 0 {
 			whole, bad := w.reply.read(w.in)
-			switch {
-			case bad != nil:
+			if bad == nil && whole {
+				bad = w.take(s)
+			}
+			if bad != nil {
 				return true, bad
-			case whole:
+			}
+			if !whole {
+				break
+			}
+			if w.call == len(w.calls) {
 				return true, nil
-			case len(w.in) > most:
-				return true, fmt.Errorf("%w: over %d bytes", errProtocol, most)
 			}
 		}
+		if n > 0 && len(w.in)-w.reply.from > w.reply.most() {
+			return true, fmt.Errorf("%w: over %d bytes", errProtocol, w.reply.most())
+		}
 		if err != nil {
-			if errors.Is(err, io.EOF) && len(w.in) > 0 {
+			if errors.Is(err, io.EOF) && len(w.in) > w.reply.from {
 				err = io.ErrUnexpectedEOF
 			}
 			return !errors.Is(err, os.ErrDeadlineExceeded), err
@@ -195,32 +344,44 @@ func (w *wire) over() {
 	w.mu.Unlock()
 }
 
-// broken says whether an operation's error leaves the connection in an unknown state.
-func broken(err error) bool {
-	var said serverError
-	if err == nil {
-		return false
-	}
-	// Who is not, or no longer, the primary may be behind a name that means another now; and
-	// who does not know us hangs up.
-	return !errors.As(err, &said) || classify(err).moved || classify(err) == typeAuth
-}
-
 // wirePool are the connections to one server: as many as there are operations under way
 // at once, each with one operation at a time, so that a broken one fails no other's.
 type wirePool struct {
-	network, address string
-	username         string
-	password         string
-	db               int
-	dial             dialer
-	gate             *refusals // shared with the other servers of the shard
+	network  string
+	username string
+	password string
+	db       int
+	dial     dialer
+	gate     *refusals // shared with the other servers of the shard
 
-	mu     sync.Mutex // guards the following
-	idle   []*wire    // the last used last
-	all    map[*wire]struct{}
-	closed bool
+	moves atomic.Uint64 // how often the address has changed
+
+	mu      sync.Mutex // guards the following
+	address string     // empty: not known yet
+	idle    []*wire    // the last used last
+	all     map[*wire]struct{}
+	closed  bool
 }
+
+// move says where the server is from now on. Connections to where it was are closed when
+// they are not in use any more.
+func (p *wirePool) move(address string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.address == address {
+		return
+	}
+	p.address = address
+	p.moves.Add(1)
+	for _, w := range p.idle {
+		delete(p.all, w)
+		_ = w.conn.Close()
+	}
+	p.idle = nil
+}
+
+// owns says whether a connection is one of the pool's and leads to where the server is.
+func (p *wirePool) owns(w *wire) bool { return w.pool == p && w.moves == p.moves.Load() }
 
 // ready is a connection that can be used now, or nil.
 func (p *wirePool) ready() *wire {
@@ -241,18 +402,22 @@ func (p *wirePool) ready() *wire {
 	}
 }
 
-// put takes a connection back, err being what its operation ended with.
-func (p *wirePool) put(w *wire, err error) {
-	if broken(err) {
+// put takes a connection back.
+func (p *wirePool) put(w *wire) {
+	if w.spoilt || !p.keep(w) {
 		p.drop(w)
-		return
 	}
+}
+
+func (p *wirePool) keep(w *wire) bool {
 	w.used = time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.closed {
-		p.idle = append(p.idle, w)
+	if p.closed || w.moves != p.moves.Load() {
+		return false
 	}
+	p.idle = append(p.idle, w)
+	return true
 }
 
 func (p *wirePool) drop(w *wire) {
@@ -270,6 +435,13 @@ func (p *wirePool) counts() (all, idle int) {
 	return len(p.all), len(p.idle)
 }
 
+// count adds them to a pool's.
+func (p *wirePool) count(s *redis.PoolStats) {
+	all, idle := p.counts()
+	s.TotalConns += uint32(all)
+	s.IdleConns += uint32(idle)
+}
+
 // close closes the connections, which ends the operations on them.
 func (p *wirePool) close() {
 	p.mu.Lock()
@@ -285,26 +457,29 @@ func (p *wirePool) close() {
 // connect makes a connection, or says why there is none: nothing of an operation has been
 // sent then.
 func (p *wirePool) connect(ctx context.Context) (*wire, error) {
-	if err := p.gate.leave(p.address); err != nil {
+	p.mu.Lock()
+	address, moves := p.address, p.moves.Load()
+	p.mu.Unlock()
+	if err := p.gate.leave(address); err != nil {
 		return nil, err
 	}
-	conn, err := p.dial(ctx, p.network, p.address)
+	conn, err := p.dial(ctx, p.network, address)
 	if err != nil {
 		return nil, notConnected(err)
 	}
 	_, secure := conn.(*tls.Conn)
-	w := &wire{pool: p, conn: conn, secure: secure}
+	w := &wire{pool: p, conn: conn, secure: secure, moves: moves}
 	if !p.add(w) {
 		return nil, errors.Join(net.ErrClosed, conn.Close())
 	}
 	if err := p.greet(ctx, w); err != nil {
 		p.drop(w)
 		if said := serverError(""); errors.As(err, &said) && refusalIn([]byte("-"+said)) != "" {
-			p.gate.refused(p.address, string(said))
+			p.gate.refused(address, string(said))
 		}
 		return nil, notConnected(err)
 	}
-	p.gate.accepted(p.address)
+	p.gate.accepted(address)
 	return w, nil
 }
 

@@ -1,7 +1,7 @@
 -- frame.lua: one call, many entries. Every file has a part for both scripts, one for
 -- the look script (from "--@look") and one for the charge script (from "--@charge").
--- Go puts together a script from head.lua, token_bucket.lua, sliding_log.lua and this
--- file, in this order, taking of each the common part and the script's own
+-- Go puts together a script from head.lua, lone.lua, token_bucket.lua, sliding_log.lua and
+-- this file, in this order, taking of each the common part and the script's own
 --
 -- and, for a Redis server, a first line: "#!lua" for charge (so that Redis checks
 -- out-of-memory, read-only and missing replicas before the first line runs) and

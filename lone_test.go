@@ -1,0 +1,161 @@
+package ringfence
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/ringfence/ringfence/internal/redistest"
+)
+
+// loneStates are what a key can hold when a lone call comes, after a call of the limit has
+// written it 1 s before; loneNow is the server's clock.
+var loneStates = []struct {
+	name   string
+	fields []any // of the HASH, set over what is there; nil: the key is deleted
+}{
+	{"nothing", nil},
+	{"what the call before left", []any{}},
+	{"an empty bucket", []any{"d", "10000000"}},
+	{"nearly empty", []any{"d", "9999999"}},
+	{"a microsecond too empty for one more", []any{"d", "10000001", "t", fmt.Sprint(int64(loneNow))}},
+	{"just room for one more", []any{"d", "9000000", "t", fmt.Sprint(int64(loneNow))}},
+	{"more missing than it holds", []any{"d", "10000002"}},
+	{"just full", []any{"d", "1000000"}},
+	{"full long since", []any{"d", "5"}},
+	{"a clock that is ahead", []any{"t", fmt.Sprint(int64(loneNow) + 7)}},
+	{"a clock of the next hour", []any{"t", fmt.Sprint(int64(loneNow) + 3_600_000_000)}},
+	{"a fraction", []any{"r", "1"}},
+	{"a fraction that is none", []any{"r", "x"}},
+	{"half a microsecond missing", []any{"d", "0.5"}},
+	{"half a microsecond of its clock", []any{"t", fmt.Sprint(int64(loneNow)-3) + ".5"}},
+	{"less than nothing missing", []any{"d", "-1"}},
+	{"a clock before 1970", []any{"t", "-1"}},
+	{"no number missing", []any{"d", "nan"}},
+	{"no clock", []any{"t", ""}},
+	{"another limit's", []any{"u", "1:500000:20"}},
+	{"nobody's", []any{"u", "x"}},
+	{"somebody else's", []any{"", ""}}, // a HASH with that field alone
+}
+
+const loneNow = 1_700_000_000_000_000
+
+// loneCompare compares what a call alone decides, answers and writes with what it does among
+// others.
+func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
+	t.Helper()
+	n := diffNode(t, s.URL(), false)
+	n.scripts = sc
+	ctx, space := t.Context(), newKeySpace("rf")
+	rl := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 10})
+	aclMust(t, s.Client().FlushAll(ctx).Err()) // what a mutant left
+	number := uint64(0)
+	ask := func(count, cost int64, debit string, h keyHash, others bool) (*request, error) {
+		r := freshRequest().begin(opCharge, rl, h, space, cost)
+		r.count, r.debit = count, debit
+		reqs := []*request{r}
+		if others {
+			number++
+			reqs = append(reqs, freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{2, number}, space, 1))
+		}
+		return r, n.charge(ctx, reqs)
+	}
+	for _, state := range loneStates {
+		for _, persist := range []bool{false, true} {
+			for _, call := range []struct {
+				count, cost int64
+				debit       string
+			}{{1, 1, ""}, {1, 3, ""}, {1, 10, ""}, {2, 1, ""}, {4, 3, ""}, {0, 1, ""}, {0, 1, "2"}, {1, 1, "2"}, {1, 1, "-1"}} {
+				for _, step := range []int64{0, 59_000_000} { // of the next minute, too
+					number++
+					h := map[bool]keyHash{false: {1, number}, true: {3, number}}
+					var said [2]string
+					for i, others := range []bool{false, true} {
+						what := fmt.Sprintf("%s, TTL taken away %t, count %d cost %d debit %q, step %d", state.name, persist, call.count, call.cost, call.debit, step)
+						aclMust(t, s.SetMicros(loneNow-1_000_000))
+						n.scripts = redisScripts
+						if _, err := ask(1, 1, "", h[others], true); err != nil {
+							t.Fatalf("%s: %v", what, err)
+						}
+						n.scripts = sc
+						name := string(space.append(nil, h[others]))
+						aclMust(t, lonePut(ctx, s, name, state.fields, persist))
+						aclMust(t, s.SetMicros(loneNow+step))
+						r, err := ask(call.count, call.cost, call.debit, h[others], others)
+						if err != nil {
+							return fmt.Errorf("%s: %w", what, err)
+						}
+						held := s.Client().HGetAll(ctx, name).Val()
+						ttl := s.Client().PTTL(ctx, name).Val()
+						said[i] = fmt.Sprintf("%d %d %d %v %v %v", r.now, r.status, r.granted, r.state, held, ttl)
+						if i == 1 && said[0] != said[1] {
+							return fmt.Errorf("%s: alone %s, among others %s", what, said[0], said[1])
+						}
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func lonePut(ctx context.Context, s *redistest.Server, name string, fields []any, persist bool) error {
+	c := s.Client()
+	if fields == nil {
+		return c.Del(ctx, name).Err()
+	}
+	if len(fields) > 0 && fields[0] == "" {
+		if err := c.HDel(ctx, name, "d", "r", "t").Err(); err != nil {
+			return err
+		}
+		if err := c.HSet(ctx, name, "balance", 12).Err(); err != nil {
+			return err
+		}
+		if err := c.HDel(ctx, name, "u").Err(); err != nil {
+			return err
+		}
+		fields = nil
+	}
+	if len(fields) > 0 {
+		if err := c.HSet(ctx, name, fields...).Err(); err != nil {
+			return err
+		}
+	}
+	if persist {
+		return c.Persist(ctx, name).Err()
+	}
+	return nil
+}
+
+// loneMutations are mistakes of lone.lua that need a state which no call leaves behind.
+var loneMutations = []struct{ name, old, mutant string }{
+	{"a fraction is forgotten", "if state[4] == args[9] and state[2] == '0' then", "if state[4] == args[9] then"},
+	{"what a bucket cannot lack is believed", "and d <= bq and t <= now and", "and t <= now and"},
+	{"half a microsecond counts", "and d % 1 == 0 and t % 1 == 0 then\n      full", "then\n      full"},
+	{"half a microsecond of the clock counts", "and t % 1 == 0 then\n      full", "then\n      full"},
+	{"somebody else's hash is begun", "or state.err) and call('EXISTS', key) == 0 then\n    d = 0", "or state.err) then\n    d = 0"},
+	{"a denied call leaves a key without an end", "if full and call('PTTL', key) == -1 then", "if false then"},
+	{"a denied call gives what is not there an end", "if full and call('PTTL', key) == -1 then", "if true then"},
+	{"less than nothing may be missing", "d >= 0 and t >= 0 and d <= bq", "t >= 0 and d <= bq"},
+	{"a clock may be before 1970", "d >= 0 and t >= 0 and d <= bq", "d >= 0 and d <= bq"},
+	{"a time to live is not renewed in the next minute", "if taken + now >= full - full % minute_us + minute_us then keep(key, taken) end\n    end\n    return", "end\n    return"},
+}
+
+// A call that lone.lua decides comes to what the other files make of it, whatever the key
+// holds; and this comparison sees every mistake of which the run against the referee, in
+// which every key was written by a call, knows nothing.
+func TestALoneCallComesToWhatItWouldAmongOthers(t *testing.T) {
+	s, _ := startDiffServer(t)
+	if err := loneCompare(t, s, redisScripts); err != nil {
+		t.Error(err)
+	}
+	for _, m := range loneMutations {
+		err := loneCompare(t, s, mutate(t, redisScripts, m.old, m.mutant))
+		if err == nil {
+			t.Errorf("%s: not found", m.name)
+			continue
+		}
+		t.Logf("%s: %v", m.name, err)
+	}
+}
