@@ -86,7 +86,7 @@ type diffCall struct {
 	cost, count int64
 	debit       []model.Debit
 	back        []model.Back
-	ahead       int64
+	more, ahead int64
 }
 
 // diffEvent is one entry of a call that was made.
@@ -112,8 +112,8 @@ func (e diffEvent) String() string {
 	if e.back != nil {
 		s += fmt.Sprintf(" back (units, score) %v", e.back)
 	}
-	if e.ahead != 0 {
-		s += fmt.Sprintf(" ahead %d", e.ahead)
+	if e.more != 0 {
+		s += fmt.Sprintf(" and %d more, %d ahead", e.more, e.ahead)
 	}
 	s += fmt.Sprintf(" -> %+v", e.want)
 	if e.got != e.want {
@@ -195,7 +195,7 @@ type nodeTarget struct{ node *redisNode }
 func (n nodeTarget) run(ctx context.Context, look bool, calls []diffCall) (int64, []diffReply, error) {
 	out := make([]diffReply, len(calls))
 	for _, c := range calls {
-		if c.count != 1 || c.debit != nil || c.back != nil || c.ahead != 0 {
+		if c.count != 1 || c.debit != nil || c.back != nil || c.more != 0 {
 			return n.runByHand(ctx, look, calls, out)
 		}
 	}
@@ -242,7 +242,7 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 		args = append(args, c.limit.rule.ahead(c.ahead).args[:]...)
 	}
 	for i, c := range calls {
-		args = append(args, 1, i+1, c.cost, c.count, debitArg(c))
+		args = append(args, 1, i+1, c.cost, c.count, c.more, debitArg(c))
 	}
 	reply, err := n.node.client.Do(ctx, args...).Int64Slice()
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
@@ -258,12 +258,12 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	for i, c := range calls {
 		e := reply[replyHead+replyEntries*i:]
 		asked := c.count
-		if look && e[1] > 0 { // a look speaks of the state before: one more would fit
+		if e[1] > asked || look && e[1] > 0 { // a look speaks of the state before: one more would fit
 			asked = e[1]
 		}
 		s := state{e[2], e[3], e[4]}
 		score := int64(0)
-		if c.key.isLog && c.ahead > 0 && e[1] > 0 && !look {
+		if c.key.isLog && e[1] > c.count && !look {
 			score, s.b = s.b, 0
 		}
 		out[i] = answerOf(c.limit.rule, int(e[0]), e[1], asked, c.cost, s)
@@ -402,6 +402,11 @@ func (d *differential) differs(k *diffKey, format string, args ...any) error {
 
 // run makes one call of all these entries and compares every field.
 func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([]diffReply, error) {
+	for i := range calls {
+		if c := &calls[i]; look { // a look is one caller's
+			c.count, c.more, c.ahead = max(1, c.count), 0, 0
+		}
+	}
 	if d.runs {
 		if err := d.dropDying(ctx, calls); err != nil {
 			return nil, err
@@ -428,7 +433,7 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		}
 		var want model.Answer
 		var tr model.Trace
-		m := model.Call{Cost: c.cost, Count: c.count, Debit: c.debit, Back: c.back, Ahead: c.ahead}
+		m := model.Call{Cost: c.cost, Count: c.count, Debit: c.debit, Back: c.back, More: c.more, Ahead: c.ahead}
 		if look {
 			want, tr = k.look(c.limit, now, m)
 		} else {
@@ -445,8 +450,8 @@ func (d *differential) run(ctx context.Context, look bool, calls ...diffCall) ([
 		if look && want.Granted > 0 || want.Score > 0 {
 			want.RetryAfter = 0 // whoever was admitted does not wait
 		}
-		if c.ahead > 0 && want.Granted > 0 && !look {
-			k.taken = append(k.taken, model.Back{Units: want.Granted * c.cost, Score: want.Score})
+		if want.Granted > c.count && !look {
+			k.taken = append(k.taken, model.Back{Units: (want.Granted - c.count) * c.cost, Score: want.Score})
 		}
 		k.past[k.ops%len(k.past)] = diffEvent{c, look, now, want, out[i].Answer}
 		k.ops++
@@ -478,7 +483,7 @@ func (d *differential) count(look bool, c diffCall, a model.Answer, tr model.Tra
 		{&s.denials, !look && a.Granted == 0},
 		{&s.partial, !look && a.Granted > 0 && a.Granted < c.count},
 		{&s.debits, c.debit != nil},
-		{&s.ahead, c.ahead > 0 && a.Granted > 0},
+		{&s.ahead, !look && a.Granted > c.count},
 		{&s.backs, c.back != nil},
 		{&s.repeats, repeat},
 		{&s.refills, tr.Refilled},
@@ -773,9 +778,12 @@ func (d *differential) extend(c *diffCall) {
 // sometimes more, or twice, or for another instant, as far as the scripts are concerned.
 func (d *differential) lease(c *diffCall) {
 	if window := c.limit.rule.window; d.rng.IntN(2) == 0 && window > 20 {
-		c.ahead = logUniform(d.rng, 1, min(usSecond, window/10))
+		c.more, c.ahead = logUniform(d.rng, 1, max(1, 200/c.cost)), logUniform(d.rng, 1, min(usSecond, window/10))
+		if d.rng.IntN(4) == 0 {
+			c.count = 0
+		}
 	}
-	if c.ahead > 0 && d.rng.IntN(2) == 0 {
+	if c.more > 0 && d.rng.IntN(2) == 0 {
 		return
 	}
 	for n := 1 + d.rng.IntN(2); n > 0 && len(c.key.taken) > 0; n-- {
@@ -848,7 +856,8 @@ func (d *differential) instant(c diffCall) (int64, bool) {
 		return 0, false
 	}
 	if c.key.expires && !d.server.embedded && d.rng.IntN(8) == 0 {
-		return (c.key.deadline + 1) * 1000, true
+		us := (c.key.deadline + 1) * 1000
+		return us, d.inRange(us)
 	}
 	for range 4 { // most of them lie ahead
 		us := at[d.rng.IntN(len(at))]
@@ -922,7 +931,7 @@ func (d *differential) round(ctx context.Context) error {
 			d.step(k)
 		}
 		if d.rng.IntN(4) == 0 {
-			c.count, c.ahead, c.back = 1+d.rng.Int64N(5), 0, nil
+			c.count, c.more, c.ahead, c.back = 1+d.rng.Int64N(5), 0, 0, nil
 			_, err := d.run(ctx, true, c)
 			return err
 		}
@@ -966,7 +975,7 @@ func (d *differential) calls(ctx context.Context, c diffCall) error {
 // wait asks until it is denied, and then waits as long as it was told: a microsecond less
 // is too early, and then it fits.
 func (d *differential) wait(ctx context.Context, c diffCall) error {
-	c.back = nil
+	c.back, c.count = nil, max(1, c.count)
 	for tries := 0; ; tries++ {
 		out, err := d.run(ctx, false, c)
 		if err != nil {
@@ -1004,7 +1013,7 @@ func (d *differential) wait(ctx context.Context, c diffCall) error {
 		if out, err = d.run(ctx, false, c); err != nil {
 			return err
 		}
-		if out[0].Granted != 1 {
+		if out[0].Granted < 1 {
 			return d.differs(c.key, "denied after the wait of %dµs that was asked for", a.RetryAfter)
 		}
 		d.stats.waits++

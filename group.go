@@ -16,12 +16,12 @@ type group struct {
 	leaser *request // in the first: the one of them that wants more, for a lease
 }
 
-// asks is how many calls an entry stands for, those of a lease after all others.
-func (r *request) asks() int64 {
+// more is how many calls an entry asks for beyond those it stands for, for a lease.
+func (r *request) more() int64 {
 	if r.leaser == nil {
-		return r.count
+		return 0
 	}
-	return r.count + r.leaser.wants
+	return r.leaser.wants
 }
 
 // grouper forms the entries of one batch.

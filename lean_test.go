@@ -468,14 +468,7 @@ func TestNoScriptRunsLongerThanItMay(t *testing.T) {
 				}
 				slot := &d.slots[0]
 				d.gather(slot, nil)
-				aclMust(t, s.Client().ConfigResetStat(t.Context()).Err())
-				aclMust(t, n.charge(t.Context(), slot.batch))
-				stats := s.Client().Info(t.Context(), "commandstats").Val()
-				_, usec, _ := strings.Cut(stats, "cmdstat_evalsha:calls=1,usec=")
-				usec, _, _ = strings.Cut(usec, ",")
-				us, err := strconv.Atoi(usec)
-				aclMust(t, err)
-				least = min(least, time.Duration(us)*time.Microsecond)
+				least = min(least, timeOf(t, s, n, slot.batch))
 				for _, e := range slot.batch {
 					if e.status != statusDecided || e.granted != e.count {
 						t.Fatalf("status %d, %d granted of %d", e.status, e.granted, e.count)
@@ -492,4 +485,66 @@ func TestNoScriptRunsLongerThanItMay(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A lease of a log adds as many units as a call may, and returns as many.
+func TestNoLeaseHoldsAScriptForLongerThanItMay(t *testing.T) {
+	const most = 5 * time.Millisecond
+	s := redistest.Start(t, redistest.Options{})
+	n, err := newLeanNode(s.URL(), nodeConfig{timeout: 10 * time.Second, poolSize: 1, loaded: func() {}}, false)
+	aclMust(t, err)
+	defer n.close()
+	aclMust(t, n.load(t.Context()))
+	_, l := patientRing(t, SlidingLog{Limit: MaxLogLimit, Window: time.Hour}, Lease{Max: MaxLogCost})
+	for _, cost := range []int64{1, 7, MaxLogCost} {
+		h := keyHash{1, uint64(cost)}
+		k := l.ring.leases.key(l.lease, h, l.ring.clock())
+		held, least := &grant{}, time.Hour
+		for run := range 8 {
+			r := freshRequest().begin(opCharge, l.rule, h, newKeySpace("rf"), cost)
+			if run > 0 {
+				l.lease.back(r, k, held, MaxLogCost)
+			}
+			l.lease.want(r, k, MaxLogCost, 1)
+			took := timeOf(t, s, n, alone(r))
+			if r.granted != 1+r.wants || cost*(1+r.wants) > MaxLogCost {
+				t.Fatalf("cost %d: %d granted of 1 and %d ahead", cost, r.granted, r.wants)
+			}
+			if r.wants > 0 {
+				held.score = r.state.b
+			} else { // what is returned next
+				q := freshRequest().begin(opCharge, l.rule, h, newKeySpace("rf"), 1)
+				l.lease.want(q, k, MaxLogCost, 1)
+				aclMust(t, n.charge(t.Context(), alone(q)))
+				held.score = q.state.b
+			}
+			if run > 0 {
+				least = min(least, took)
+			}
+		}
+		t.Logf("cost %d: %s", cost, least)
+		if least > most {
+			t.Errorf("cost %d: it takes %s, want at most %s", cost, least, most)
+		}
+	}
+}
+
+// alone is a batch of one request.
+func alone(r *request) []*request {
+	g := newGrouper(1)
+	g.reset()
+	return g.add(nil, r)
+}
+
+// timeOf is how long the server takes for one script call.
+func timeOf(t *testing.T, s *redistest.Server, n *leanNode, batch []*request) time.Duration {
+	t.Helper()
+	aclMust(t, s.Client().ConfigResetStat(t.Context()).Err())
+	aclMust(t, n.charge(t.Context(), batch))
+	stats := s.Client().Info(t.Context(), "commandstats").Val()
+	_, usec, _ := strings.Cut(stats, "cmdstat_evalsha:calls=1,usec=")
+	usec, _, _ = strings.Cut(usec, ",")
+	us, err := strconv.Atoi(usec)
+	aclMust(t, err)
+	return time.Duration(us) * time.Microsecond
 }

@@ -1,6 +1,7 @@
 package ringfence
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -12,12 +13,18 @@ import (
 // charge left, by this process's own monotonic clock. What has not been used goes back
 // before that, at most once: a return that is lost, or late, is quota that nobody uses.
 //
-// A lease request is a call's own charge with a higher count (see group.go), so the
-// scripts decide it as they decide any number of callers. In a sliding log its units are
-// scored at the instant at which the lease has ended (scripts/sliding_log.lua): they count
-// from before the call that uses one until a window after it, so no window ever holds more
-// than the limit. A bucket is charged at once and used later: what is admitted in a time T
-// is at most Burst + Rate x T + what was outstanding when T began.
+// A lease request is a call's own charge that asks for more calls (see group.go): the
+// scripts grant them after all callers, out of an eighth of what those have left. In a
+// sliding log its units are scored at the instant at which the lease has ended
+// (scripts/sliding_log.lua): they count from before the call that uses one until a window
+// after it, so no window ever holds more than the limit. A bucket is charged at once and
+// used later: what is admitted in a time T is at most Burst + Rate x T + what was
+// outstanding when T began.
+//
+// Near the limit quota can be in several places, and no call of this process is to be denied
+// for that. What is held and too little for a call goes to the primary with it; a denial
+// waits for what is on its way, and if units went back meanwhile the primary is asked again
+// (orHeld); and no denial is kept in the near cache as long as anything is held or on its way.
 
 // Lease says how much quota a limiter may take ahead, see [WithLease]. The zero value is
 // refused: leave the option out for no leases.
@@ -56,18 +63,21 @@ const (
 // deny up to Lease.TTL early, because units taken ahead count for that much longer. A
 // TokenBucket admits at most Burst + Rate x T + what all processes hold of the key, Lease.Max
 // each. Both can deny what would have been admitted without leases while another process
-// holds units that it does not use, for Lease.TTL at most, or while units are on their way to
-// or from this one; such a denial may be cached ([WithNearCache]). What a process that dies
-// holds is lost: a bucket refills it, a log forgets it Lease.TTL later than what was used.
+// holds units that it does not use, for Lease.TTL at most; such a denial may be cached
+// ([WithNearCache]). Calls are not denied for what their own process holds: if they would be,
+// the primary is asked once more. What a process that dies holds is lost: a bucket refills
+// it, a log forgets it Lease.TTL later than what was used.
 //
 // A Reset in another process takes effect here when the lease ends, and what this process
-// returns meanwhile, Lease.Max at most, is given to those who called since. A denial that
-// another process caches ([WithNearCache]) does not know of units that come back here. While
-// a shard is away its leases are used until they end. A machine that is suspended and wakes
-// up uses its leases as if it had not slept.
+// returns meanwhile, Lease.Max at most, is given to those who called since; so is what was
+// on its way back when this process did the Reset. A denial that another process caches
+// ([WithNearCache]) does not know of units that come back here. While a shard is away its
+// leases are used until they end. A machine that is suspended and wakes up uses its leases
+// as if it had not slept.
 //
 // At most 327,680 keys of a ring have leases at a time, in a table of 4 MB, with 128 bytes
-// for each key and as many for a lease; further ones go without.
+// for each key, 64 for a lease that is held, and 16 for each of the last Lease.TTL; further
+// keys go without.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {
@@ -94,7 +104,7 @@ type leasing struct {
 	claims   callGate     // those who ask, so that Close can wait for what they are granted
 
 	mu    sync.Mutex // guards the following; a leaf
-	queue grantQueue
+	queue leaseQueues
 	timer *time.Timer
 	armed bool
 	ended bool // Close has taken what there was
@@ -107,7 +117,7 @@ func newLeasing(l *Limiter, c Lease) (*leasing, error) {
 	}
 	longest := min(MaxLease, time.Duration(l.rule.window/leaseOfWindow)*time.Microsecond)
 	if longest < minLease {
-		return nil, invalid("Lease.TTL", c.TTL, "has no value for this limit, whose window is too short for leases: a tenth of it must be %s at least", minLease)
+		return nil, invalid("Lease.TTL", c.TTL, "cannot be chosen so that it suits this limit: it is %s at least and a tenth of the window at most; leave WithLease out", minLease)
 	}
 	if c.TTL > longest {
 		return nil, invalid("Lease.TTL", c.TTL, "must be at most %s for this limit, a tenth of its window and %s at most", longest, MaxLease)
@@ -171,7 +181,7 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if g == nil {
 		return d, false
 	}
-	if left <= g.low && rest == left && !g.ahead.Load() && g.ahead.CompareAndSwap(false, true) {
+	if left <= int64(g.low) && rest == left && !g.ahead.Load() && g.ahead.CompareAndSwap(false, true) {
 		l.lease.prefetch(s, k, now)
 	}
 	s.makeWay(now)
@@ -184,20 +194,52 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 }
 
 // orHeld is what the primary decided; but what it denied, perhaps for what this process has
-// taken ahead meanwhile, is admitted out of that.
-func (l *Limiter) orHeld(s *shard, h keyHash, d Decision, cause Cause, cost int64) Decision {
-	if l.lease == nil || cause != CauseNone || d.Source != SourcePrimary {
-		return d
+// taken ahead meanwhile, is admitted out of that, or out of what is still on its way: the
+// answer to another call can overtake it. If units have gone back meanwhile, or what is held is
+// too little for the call but would do with what the primary has left, the primary is asked
+// once more, with that on the way back. The call was denied, so nothing is charged twice.
+func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, cost, start, deadline int64) (Decision, error) {
+	if l.lease == nil || d.Source != SourcePrimary {
+		return d, nil
 	}
-	if !d.Allowed {
-		if late, ok := l.leased(s, h, cost, l.ring.clock()); ok {
-			return late
-		}
+	k := l.ring.leases.find(h)
+	if k == nil {
+		return d, nil
 	}
-	if k := l.ring.leases.find(h); k != nil {
-		k.room.Store(d.Remaining)
+	k.room.Store(d.Remaining)
+	if d.Allowed {
+		return d, nil
 	}
-	return d
+	now, way := l.ring.clock(), k.way.Load()
+	late, ok := l.leased(s, h, cost, now)
+	if !ok && way != 0 {
+		k.await(ctx, time.Duration(deadline-now))
+		now = l.ring.clock()
+		late, ok = l.leased(s, h, cost, now)
+	}
+	if ok {
+		return late, nil
+	}
+	rest, gone := k.rest(now), (way|k.way.Load())&toThere != 0 || k.back.Load() >= start
+	if !gone && (rest == 0 || rest+d.Remaining < cost) {
+		return d, nil
+	}
+	late, cause, left, err := l.ask(ctx, s, opCharge, h, cost, now, deadline)
+	s.part(left, nil)
+	if cause != CauseNone {
+		return d, err // it was denied by one who knows
+	}
+	return late, err
+}
+
+// holds says whether this process has something of the key, or something is on its way from or
+// to it, so that a denial says nothing of the next call. The own request of who asks is over.
+func (l *Limiter) holds(r *request) bool {
+	if l.lease == nil {
+		return false
+	}
+	k := l.ring.leases.find(r.hash)
+	return k != nil && ((k.way.Load() != 0 && r.heir != k) || k.rest(l.ring.clock()) > 0)
 }
 
 // addHeld adds what this process holds of a key to what it was told of the primary.

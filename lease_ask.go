@@ -20,34 +20,77 @@ func (ls *leasing) begin(r *request, now int64) {
 	r.heir = k
 	ls.giveBack(r, k, now)
 	if chunk > 1 && chunk >= r.cost {
-		ls.want(r, chunk/r.cost, now)
+		ls.want(r, k, chunk/r.cost, now)
 	}
 }
 
-// want makes a request ask for so many calls of its cost, for a lease.
-func (ls *leasing) want(r *request, calls, now int64) {
-	r.rule, r.wants, r.asked, r.from = ls.rule, calls, now, ls.of
+// beginMany is begin for the entry i of an AllowMany. If another of the call has asked for the
+// key already, it asks for no lease: the later ones are to find what the earlier ones leave.
+func (ls *leasing) beginMany(entries []manyEntry, i int, now int64) {
+	if ls == nil || ls.bound == 0 {
+		return
+	}
+	r := entries[i].req
+	if ls.begin(r, now); r.heir != nil {
+		r.heir.call.Store(&entries[0])
+		return
+	}
+	k := ls.of.ring.leases.find(r.hash)
+	if k == nil || k.call.Load() != &entries[0] {
+		return
+	}
+	for _, e := range entries[:i] {
+		if q := e.req; q != nil && q.heir == k {
+			q.rule, q.wants = ls.of.rule, 0
+			k.way.And(^toHere)
+		}
+	}
+}
+
+// want makes a request ask for so many calls of its cost, for a lease; of a log for no more
+// than a call may add, with the call's own.
+func (ls *leasing) want(r *request, k *leaseKey, calls, now int64) {
+	if ls.rule.algo == algoSlidingLog {
+		calls = min(calls, MaxLogCost/r.cost-r.count)
+	}
+	if calls > 0 {
+		r.rule, r.wants, r.asked, r.from = ls.rule, calls, now, ls.of
+		k.way.Or(toHere)
+	}
 }
 
 // giveBack closes what is held of a key and puts it onto a request. The key is claimed.
 func (ls *leasing) giveBack(r *request, k *leaseKey, now int64) {
+	if ls.takeOut(r, k, now); r.back > 0 {
+		k.given -= r.back
+		k.way.Or(toThere)
+	}
+}
+
+// takeOut is giveBack without a claim.
+func (ls *leasing) takeOut(r *request, k *leaseKey, now int64) {
 	for i := range k.grants {
 		if g := k.grants[i].Load(); g != nil && now < g.until {
 			n := g.close()
-			k.given -= n
 			k.grants[i].CompareAndSwap(g, nil)
-			ls.back(r, g, n)
+			ls.back(r, k, g, n)
 		}
 	}
 }
 
 // back puts units of a lease onto a request that takes them back.
-func (ls *leasing) back(r *request, g *grant, units int64) {
-	if units > 0 {
-		r.back += units
-		r.from = ls.of
-		r.debit = ls.rule.takeBack(r.debit, r.back, units, g.score)
+func (ls *leasing) back(r *request, k *leaseKey, g *grant, units int64) {
+	if units < 1 {
+		return
 	}
+	i := 0
+	if r.back > 0 {
+		i = 1
+	}
+	r.lent[i] = lent{key: k, grant: g, units: units}
+	r.back += units
+	r.from = ls.of
+	r.debit = ls.rule.takeBack(r.debit, r.back, units, g.score)
 }
 
 // inherit gives the key that was claimed for a request what came of it: as soon as the answer
@@ -73,21 +116,14 @@ func (ls *leasing) arrived(k *leaseKey, r *request) {
 	k.room.Store(left)
 	until := r.asked + ls.life - ls.life/1000 // two clocks differ in rate, see near.go
 	g := &grant{
-		key: k, units: units, asked: r.asked, until: until, score: r.whole.b,
+		units: int32(units), low: int32(units / 4), asked: r.asked, until: until, score: r.whole.b,
 		remaining: left, reset: time.Duration(rl.resetAfter(r.whole)) * time.Microsecond,
 	}
-	// A key of which little is left was new here: what is too much goes back at once.
-	g.units = min(units, max(1, (left+units)/leaseOfRemaining))
-	g.low = g.units / 4
-	g.left.Store(g.units)
-	if now >= until || !k.add(g) { // after a Reset nothing is returned, either
-		g.close()
-		return
-	}
-	if !ls.watch(g, now) {
+	g.left.Store(units)
+	// After a Reset nothing is returned, either; and after Close nobody would.
+	if now >= until || !k.add(g) || !ls.watch(k, g.asked+ls.patience(), now) {
 		g.close()
 	}
-	ls.giveUp(g, units-g.units, now)
 }
 
 // prefetch asks for the next lease of a key while there is something left of this one, so
@@ -105,7 +141,7 @@ func (ls *leasing) prefetch(s *shard, k *leaseKey, now int64) {
 		return
 	}
 	r := ls.newRequest(k)
-	ls.want(r, chunk, now)
+	ls.want(r, k, chunk, now)
 	ls.send(s, r, now)
 }
 

@@ -1,27 +1,23 @@
 package ringfence
 
 import (
+	"context"
 	"sync/atomic"
 	"time"
 )
 
-// grant is quota that was taken ahead: one lease. What calls need comes first, and it is as
-// long as two cache lines of most processors, of which they touch one.
+// grant is quota that was taken ahead: one lease. It is as long as a cache line of most
+// processors.
 type grant struct {
-	left  atomic.Int64 // -1-n: it was closed with n left
-	until int64        // ns of the ring's clock
-	asked int64        // before the charge left
-	low   int64        // with so much left, the next one is asked for
-	ahead atomic.Bool  // it has been
-
+	left      atomic.Int64  // -1-n: it was closed with n left
+	until     int64         // ns of the ring's clock
+	asked     int64         // before the charge left
 	remaining int64         // what the primary had left then
 	reset     time.Duration // until nothing is used, as of asked
-
-	key   *leaseKey
-	units int64
-	score int64 // log: of its units
-	due   int64 // when it is to be returned; guarded by leasing.mu
-	_     [5]int64
+	score     int64         // log: of its units
+	units     int32         // MaxLogCost at most
+	low       int32         // with so much left, the next one is asked for
+	ahead     atomic.Bool   // it has been
 }
 
 // take takes cost units, if there are as many, and returns what is left of them.
@@ -50,6 +46,9 @@ func (g *grant) close() (rest int64) {
 	}
 }
 
+// open undoes close, unless the lease was never closed with so much left.
+func (g *grant) open(rest int64) bool { return rest > 0 && g.left.CompareAndSwap(-1-rest, rest) }
+
 // unused is what nobody took, whether it was closed since or not.
 func (g *grant) unused() int64 {
 	n := g.left.Load()
@@ -77,13 +76,24 @@ type leaseKey struct {
 	room  atomic.Int64 // what was left when the primary was last asked
 	since atomic.Int64 // when it was last claimed
 
-	asking atomic.Bool // one asks at a time, and what follows is his
-	second bool        // the next lease is not the first
-	cost   int64       // of the call that last asked
-	chunk  int64       // units that the last lease was meant to have; 0: none yet
-	given  int64       // units that there were to use since
-	_      [4]int64
+	asking atomic.Bool                   // one asks at a time
+	way    atomic.Uint32                 // what is on its way for him: toHere, toThere
+	back   atomic.Int64                  // when units were last known to have been returned
+	landed atomic.Pointer[chan struct{}] // closed when it has arrived, if anybody waits for it
+	call   atomic.Pointer[manyEntry]     // the first entry of the AllowMany that asks
+
+	// What follows is his who asks.
+	second bool  // the next lease is not the first
+	cost   int64 // of the call that last asked
+	chunk  int64 // units that the last lease was meant to have; 0: none yet
+	given  int64 // units that there were to use since
 }
+
+// What can be on its way between this process and the primary.
+const (
+	toHere  uint32 = 1 << iota // a lease
+	toThere                    // units that are returned
+)
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
 // rest is what is left of both, and newest the one that knows what else there is: what it took
@@ -178,8 +188,35 @@ func (k *leaseKey) size(used, elapsed int64) {
 
 // asked ends what claim began.
 func (k *leaseKey) asked() {
+	k.way.Store(0)
+	k.call.Store(nil)
 	k.asking.Store(false)
+	if c := k.landed.Swap(nil); c != nil {
+		close(*c)
+	}
 	k.of.claims.leave()
+}
+
+// await waits until what is on its way has arrived, for as long as there is time.
+func (k *leaseKey) await(ctx context.Context, left time.Duration) {
+	own := make(chan struct{})
+	c := &own
+	for !k.landed.CompareAndSwap(nil, c) {
+		if is := k.landed.Load(); is != nil {
+			c = is
+			break
+		}
+	}
+	if k.way.Load() == 0 { // it has, perhaps before anybody could tell
+		return
+	}
+	t := time.NewTimer(left)
+	defer t.Stop()
+	select {
+	case <-*c:
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // add keeps a lease, and says whether it may be used. The caller has claimed the key.
@@ -187,14 +224,26 @@ func (k *leaseKey) add(g *grant) bool {
 	if g.asked <= k.reset.Load() {
 		return false
 	}
+	if !k.put(g) { // what is there has been used up, or nearly
+		k.grants[1].Store(g)
+	}
+	k.given += int64(g.units)
+	return g.asked > k.reset.Load()
+}
+
+// put puts a lease where there is room.
+func (k *leaseKey) put(g *grant) bool {
+	return k.grants[0].CompareAndSwap(nil, g) || k.grants[1].CompareAndSwap(nil, g)
+}
+
+// due says whether something is left of a lease that has not ended and began by then.
+func (k *leaseKey) due(begun, now int64) bool {
 	for i := range k.grants {
-		if k.grants[i].Load() == nil || i == len(k.grants)-1 {
-			k.grants[i].Store(g)
-			break
+		if g := k.grants[i].Load(); g.rest(now) > 0 && g.asked <= begun {
+			return true
 		}
 	}
-	k.given += g.units
-	return g.asked > k.reset.Load()
+	return false
 }
 
 // drop gives up what is held without returning it, and what is on its way.

@@ -10,47 +10,84 @@ import (
 // leaseLooks is the most leases looked at in one go, while nobody else can add one.
 const leaseLooks = 1024
 
-// grantQueue are the leases of a limiter, until they are returned, in the order in which
-// they began.
-type grantQueue struct {
-	all  []*grant
+// leaseQueue are the keys of a limiter that have leases, once for each, in the order in which
+// those are due. It does not hold the leases: one that has been used up is garbage at once.
+type leaseQueue struct {
+	all  []dueLease
 	head int
 }
 
-func (q *grantQueue) push(g *grant) { q.all = append(q.all, g) }
+type dueLease struct {
+	key *leaseKey
+	at  int64
+}
 
-// pop takes the first out, if it is due.
-func (q *grantQueue) pop(now int64) *grant {
-	if q.next() > now {
-		return nil
-	}
-	g := q.all[q.head]
-	q.all[q.head] = nil
+func (q *leaseQueue) push(k *leaseKey, at int64) { q.all = append(q.all, dueLease{k, at}) }
+
+// pop takes the first out.
+func (q *leaseQueue) pop() *leaseKey {
+	k := q.all[q.head].key
+	q.all[q.head].key = nil
 	if q.head++; 2*q.head >= len(q.all) {
 		n := copy(q.all, q.all[q.head:])
 		clear(q.all[n:])
 		q.all, q.head = q.all[:n], 0
 	}
-	return g
+	return k
 }
 
 // next is when the first is due, never if there is none.
-func (q *grantQueue) next() int64 {
+func (q *leaseQueue) next() int64 {
 	if q.head == len(q.all) {
 		return never
 	}
-	return q.all[q.head].due
+	return q.all[q.head].at
 }
 
-// watch sees to it that a lease is returned. It says no once the ring is being closed.
-func (ls *leasing) watch(g *grant, now int64) bool {
+// leaseQueues are the leases that have not been looked at yet, and those that are to be
+// looked at again: each in order.
+type leaseQueues struct{ first, again leaseQueue }
+
+func (q *leaseQueues) next() int64 { return min(q.first.next(), q.again.next()) }
+
+// pop takes the first out, if it is due.
+func (q *leaseQueues) pop(now int64) *leaseKey {
+	switch first, again := q.first.next(), q.again.next(); {
+	case min(first, again) > now:
+		return nil
+	case again <= first:
+		return q.again.pop()
+	}
+	return q.first.pop()
+}
+
+// patience is how long a lease is left alone.
+func (ls *leasing) patience() int64 { return ls.life * 7 / 8 }
+
+// pause is the least time between two looks.
+func (ls *leasing) pause() int64 { return ls.life / 32 }
+
+// watch sees to it that a key is looked at when a lease of it is due. It says no once the
+// ring is being closed.
+func (ls *leasing) watch(k *leaseKey, at, now int64) bool {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	if ls.ended {
 		return false
 	}
-	g.due = g.asked + ls.life*7/8
-	ls.queue.push(g)
+	ls.queue.first.push(k, at)
+	ls.arm(now)
+	return true
+}
+
+// watchAgain is watch for a lease that could not be returned when it was due.
+func (ls *leasing) watchAgain(k *leaseKey, now int64) bool {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	if ls.ended {
+		return false
+	}
+	ls.queue.again.push(k, now+ls.pause())
 	ls.arm(now)
 	return true
 }
@@ -63,7 +100,7 @@ func (ls *leasing) arm(now int64) {
 		return
 	}
 	ls.armed = true
-	after := time.Duration(max(next-now, ls.life/32))
+	after := time.Duration(max(next-now, ls.pause()))
 	if ls.timer == nil {
 		ls.timer = time.AfterFunc(after, ls.look)
 	} else {
@@ -107,22 +144,26 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 		if len(back) >= 4*ls.of.ring.config.MaxBatch {
 			break
 		}
-		g := ls.queue.pop(now)
-		if g == nil {
+		k := ls.queue.pop(now)
+		if k == nil {
 			ls.armed = false
 			ls.arm(now)
 			return back, false
 		}
-		if g.left.Load() <= 0 || now >= g.until {
+		if !k.due(now-ls.patience(), now) {
 			continue
 		}
-		s := ls.of.ring.owner(g.key.hash)
+		s := ls.of.ring.owner(k.hash)
 		if !s.takesReturns() {
-			g.due = now + ls.life/32 // it can still be used
-			ls.queue.push(g)
+			ls.queue.again.push(k, now+ls.pause()) // it can still be used
 			continue
 		}
-		if r := ls.conclude(s, g, now); r != nil {
+		chunk, ok := k.claim(0, now)
+		if !ok {
+			ls.queue.again.push(k, now+ls.pause())
+			continue
+		}
+		if r := ls.conclude(s, k, chunk, now); r != nil {
 			back = append(back, manyEntry{hash: r.hash, shard: s, req: r})
 		}
 	}
@@ -132,18 +173,11 @@ func (ls *leasing) due(now int64) (back []manyEntry, more bool) {
 // conclude is the request that returns what is held of a key and, if that is in use, asks
 // for the next lease; not while the shard has not been told everything, which the lease could
 // overtake.
-func (ls *leasing) conclude(s *shard, g *grant, now int64) *request {
-	chunk, ok := g.key.claim(0, now)
-	if !ok {
-		r := ls.newRequest(g.key)
-		r.heir = nil
-		ls.back(r, g, g.close())
-		return r.orNothing()
-	}
-	r := ls.newRequest(g.key)
-	ls.giveBack(r, g.key, now)
+func (ls *leasing) conclude(s *shard, k *leaseKey, chunk, now int64) *request {
+	r := ls.newRequest(k)
+	ls.giveBack(r, k, now)
 	if chunk > 1 && !s.owing() {
-		ls.want(r, chunk, now)
+		ls.want(r, k, chunk, now)
 	}
 	return r.orNothing()
 }
@@ -161,15 +195,46 @@ func (r *request) orNothing() *request {
 // takesReturns says whether the shard is well: nothing is risked on one that is not.
 func (s *shard) takesReturns() bool { return s.breaker.closed.Load() && !s.degraded.Load() }
 
-// giveUp returns units of a lease that nobody has seen yet, if there are any.
-func (ls *leasing) giveUp(g *grant, units, now int64) {
-	if units < 1 {
-		return
+// lent are units of a lease on their way back.
+type lent struct {
+	key   *leaseKey
+	grant *grant
+	units int64
+}
+
+// returned hears what became of a request that returns units. Those that certainly have not
+// arrived are used here again; of others nobody knows, so that nobody uses them.
+func (s *shard) returned(r *request, err error) {
+	ls, now, k := r.from.lease, s.ring.clock(), r.lent[0].key
+	if r.heir == k {
+		k.way.And(^toThere)
 	}
-	r := ls.newRequest(g.key)
-	r.heir = nil
-	ls.back(r, g, units)
-	ls.send(ls.of.ring.owner(r.hash), r, now)
+	switch {
+	case err == nil && r.status == statusDecided:
+		ls.returned.Add(r.back)
+		k.back.Store(now)
+		// What was denied meanwhile may be admitted now.
+		s.ring.near.drop(r.hash, now)
+	case err == nil || notSent(err) || !classify(err).ran:
+		for _, b := range r.lent {
+			if b.units > 0 && ls.reopen(b, now) && r.heir == k {
+				k.given += b.units
+			}
+		}
+	}
+}
+
+// reopen puts units back where they were, unless the lease has ended or the key was Reset.
+func (ls *leasing) reopen(b lent, now int64) bool {
+	k, g := b.key, b.grant
+	if now >= g.until || g.asked <= k.reset.Load() || !g.open(b.units) {
+		return false
+	}
+	if !k.put(g) || g.asked <= k.reset.Load() || !ls.watchAgain(k, now) {
+		g.close()
+		return false
+	}
+	return true
 }
 
 // returnLeases returns the leases of all limiters.
@@ -214,17 +279,17 @@ func (ls *leasing) allHeld(now int64) (back []manyEntry, more bool) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	for range leaseLooks {
-		g := ls.queue.pop(math.MaxInt64 - 1)
-		if g == nil {
+		k := ls.queue.pop(math.MaxInt64 - 1)
+		if k == nil {
 			return back, false
 		}
-		s := ls.of.ring.owner(g.key.hash)
-		if now >= g.until || !s.takesReturns() {
+		s := ls.of.ring.owner(k.hash)
+		if !s.takesReturns() {
 			continue
 		}
-		r := ls.newRequest(g.key)
+		r := ls.newRequest(k)
 		r.heir = nil
-		ls.back(r, g, g.close())
+		ls.takeOut(r, k, now)
 		if r = r.orNothing(); r != nil {
 			back = append(back, manyEntry{hash: r.hash, shard: s, req: r})
 		}

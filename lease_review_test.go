@@ -41,11 +41,17 @@ func callOnce(t *testing.T, r *Ring, l *Limiter, key string, cost int64) (next i
 	_, err := l.AllowN(t.Context(), key, cost)
 	aclMust(t, err)
 	h := l.keys.hash(key)
-	g := r.leases.find(h).grants[0].Load()
+	k := r.leases.find(h)
+	g := k.grants[0].Load()
 	if g == nil {
 		return 0
 	}
-	if q := l.lease.conclude(r.owner(h), g, g.asked+l.lease.life*7/8); q != nil {
+	at := g.asked + l.lease.patience()
+	chunk, ok := k.claim(0, at)
+	if !ok {
+		t.Fatal("somebody else asks")
+	}
+	if q := l.lease.conclude(r.owner(h), k, chunk, at); q != nil {
 		next = q.wants
 		q.release()
 		q.release()
@@ -88,10 +94,10 @@ func TestRemainingIsAsOfTheNewestLease(t *testing.T) {
 		t.Fatal("somebody else asks")
 	}
 	for _, g := range []*grant{
-		{key: k, units: 50, asked: now, until: now + l.lease.life, remaining: 949, reset: time.Hour},
-		{key: k, units: 38, asked: now + 1, until: now + 1 + l.lease.life, remaining: 911, reset: 2 * time.Hour},
+		{units: 50, asked: now, until: now + l.lease.life, remaining: 949, reset: time.Hour},
+		{units: 38, asked: now + 1, until: now + 1 + l.lease.life, remaining: 911, reset: 2 * time.Hour},
 	} {
-		g.left.Store(g.units)
+		g.left.Store(int64(g.units))
 		if !k.add(g) {
 			t.Fatal("a lease is not kept")
 		}
@@ -112,8 +118,7 @@ func TestRemainingIsAsOfTheNewestLease(t *testing.T) {
 	}
 }
 
-// What was asked for before a Reset and arrives after it is neither used nor returned, nor is
-// the part of it that is too much for a key of which little is left.
+// What was asked for before a Reset and arrives after it is neither used nor returned.
 func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
 	for _, reset := range []bool{false, true} {
 		t.Run(fmt.Sprint("reset ", reset), func(t *testing.T) {
@@ -126,7 +131,7 @@ func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
 			}
 			q := r.newRequest(opCharge, l.rule, h, 1)
 			q.heir = k
-			l.lease.want(q, 99, now)
+			l.lease.want(q, k, 99, now)
 			// The answer of a bucket that had 100 left: now it has none.
 			q.granted, q.extra, q.whole = 1, 99, state{a: l.rule.bq, b: l.rule.br}
 			if reset {
@@ -135,7 +140,7 @@ func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
 			q.inherit()
 			q.release()
 			q.release()
-			if rest := k.rest(r.clock()); (rest == 0) != reset {
+			if rest := k.rest(r.clock()); rest != 99 && !reset || rest != 0 && reset {
 				t.Errorf("%d units are held", rest)
 			}
 			// A return is queued before this call, and the dispatcher takes them in order.
@@ -143,11 +148,8 @@ func TestALeaseThatArrivesAfterAResetIsNotReturned(t *testing.T) {
 			if err != nil || !d.Allowed {
 				t.Fatalf("%+v, %v", d, err)
 			}
-			returned := l.lease.returned.Load
-			if !reset {
-				eventually(t, "what is too much is returned", func() bool { return returned() == 99-99/leaseOfRemaining })
-			} else if n := returned(); n != 0 {
-				t.Errorf("%d units were returned after Reset", n)
+			if n := l.lease.returned.Load(); n != 0 {
+				t.Errorf("%d units were returned", n)
 			}
 		})
 	}
@@ -165,10 +167,14 @@ func TestCloseReturnsALeaseThatIsOnItsWay(t *testing.T) {
 			_, err := l.Allow(t.Context(), "other") // scripts and connections
 			aclMust(t, err)
 			server.Pause()
-			d, err := l.Allow(t.Context(), "k")
-			if err != nil || d.Source != SourcePolicy {
-				t.Fatalf("of a silent primary: %+v, %v", d, err)
-			}
+			var d Decision
+			eventually(t, "a call leaves before its budget is spent", func() bool {
+				d, err = l.Allow(t.Context(), "k")
+				if err != nil || d.Source != SourcePolicy {
+					t.Fatalf("of a silent primary: %+v, %v", d, err)
+				}
+				return r.leases.find(l.keys.hash("k")).asking.Load()
+			})
 			closed := make(chan error)
 			go func() { closed <- r.Close() }()
 			eventually(t, "Close waits for leases", l.lease.claims.closed)
@@ -242,11 +248,15 @@ func TestNoLeaseIsRenewedWhileTheShardIsOwed(t *testing.T) {
 		}
 		k := r.leases.find(h)
 		eventually(t, "nobody asks", func() bool { return !k.asking.Load() })
-		g := k.grants[0].Load()
-		if g == nil {
+		if k.grants[0].Load() == nil {
 			t.Fatal("nothing is held")
 		}
-		q := l.lease.conclude(s, g, r.clock())
+		now := r.clock()
+		chunk, ok := k.claim(0, now)
+		if !ok {
+			t.Fatal("somebody else asks")
+		}
+		q := l.lease.conclude(s, k, chunk, now)
 		if q == nil || q.back == 0 || (q.wants == 0) != owed {
 			t.Fatalf("%s: %+v", key, q)
 		}

@@ -93,6 +93,9 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		return d, nil
 	}
 	d, cause, left, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline))
+	if err == nil && cause == CauseNone {
+		d, err = l.orHeld(ctx, s, h, d, cost, start, deadline)
+	}
 	if err != nil {
 		l.refuse(ctx, s, err, 1, start)
 		return Decision{}, err
@@ -101,7 +104,6 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		d = s.fallBack(ctx, l, h, cost, deadline, cause, true)
 		s.part(left, &d)
 	}
-	d = l.orHeld(s, h, d, cause, cost)
 	l.decided(ctx, s, key, &d, cost, start)
 	return d, nil
 }
@@ -378,10 +380,11 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
 		d, cause, left, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
+		if err == nil && cause == CauseNone {
+			d, err = l.orHeld(ctx, e.shard, e.hash, d, reqs[i].Cost, start, deadline)
+		}
 		if err != nil {
 			ended = err
-		} else {
-			d = l.orHeld(e.shard, e.hash, d, cause, reqs[i].Cost)
 		}
 		out[i], e.cause, e.left = d, cause, left
 	}
@@ -530,7 +533,7 @@ func (l *Limiter) sendMany(reqs []Request, out []Decision, start, deadline int64
 				continue
 			}
 		}
-		l.lease.begin(e.req, start)
+		l.lease.beginMany(entries, i, start)
 	}
 	sendChains(chain(entries, func(s *shard) *dispatcher { return s.charges }), entries,
 		func(s *shard) int64 { return s.split(start, deadline) })

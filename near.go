@@ -246,7 +246,7 @@ func (l *Limiter) near(s *shard, h keyHash, cost, now int64) (d Decision, ok boo
 
 // denied notes what the primary said to a request that began at asked.
 func (l *Limiter) denied(r *request, asked int64) {
-	if l.nearLife > 0 && r.granted == 0 {
+	if l.nearLife > 0 && r.granted == 0 && !l.holds(r) {
 		l.ring.near.add(r.hash, l.rule, r.cost, r.state, asked, l.nearLife)
 	}
 }

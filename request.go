@@ -34,6 +34,7 @@ type request struct {
 	// What it takes ahead, see lease.go.
 	wants int64     // further calls of the same cost, to be kept
 	back  int64     // units of leases that the debit takes back
+	lent  [2]lent   // which leases they are of
 	asked int64     // when the lease began
 	heir  *leaseKey // claimed for it, and told in the end; see inherit
 
@@ -93,7 +94,7 @@ func (r *request) begin(kind opKind, rl *rule, h keyHash, space keySpace, cost i
 	r.name = space.append(r.name[:0], h)
 	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
 	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
-	r.wants, r.back, r.asked, r.heir, r.extra, r.whole = 0, 0, 0, nil, 0, state{}
+	r.wants, r.back, r.lent, r.asked, r.heir, r.extra, r.whole = 0, 0, [2]lent{}, 0, nil, 0, state{}
 	r.next, r.link, r.group = nil, nil, group{}
 	r.fate.Store(fateOpen)
 	r.holds = false

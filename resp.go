@@ -101,7 +101,8 @@ func appendScriptCall(b []byte, command, script string, reqs []*request, limits 
 		b = appendNumber(b, int64(n))
 		b = appendNumber(b, int64(r.limit+1))
 		b = appendNumber(b, r.cost)
-		b = appendNumber(b, r.asks())
+		b = appendNumber(b, r.count)
+		b = appendNumber(b, r.more())
 		if r.debit == "" {
 			b = append(b, smallBulks[0]...)
 		} else {

@@ -20,6 +20,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 		reqs = append(reqs, r)
 	}
 	reqs[1].count, reqs[2].debit, reqs[3].count = 4711, "3@17,1@2", 0
+	reqs[3].leaser = &request{wants: 12}
 	args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, reqs, nil)
 	want := appendCount(nil, len(args))
 	for _, a := range args {
@@ -34,7 +35,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	if string(got) != string(want) || len(limits) != 2 {
 		t.Errorf("%q\nwant\n%q", got, want)
 	}
-	if head := "*50\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
+	if head := "*55\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
 		t.Errorf("it begins with %q, want %q", got[:len(head)], head)
 	}
 	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].name), reqs[0].name); got != want {

@@ -28,7 +28,7 @@ var frameLua string
 // The arguments of the scripts; scripts/frame.lua is the description.
 const (
 	limitArgs    = 8 // values a limit has in the table
-	runArgs      = 5 // values a run of entries has that ask for the same
+	runArgs      = 6 // values a run of entries has that ask for the same
 	replyHead    = 1 // the server's now
 	replyEntries = 5 // values an entry has in the reply
 )
@@ -148,14 +148,14 @@ func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
 		if r.debit != "" {
 			debit = r.debit
 		}
-		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.asks()), debit)
+		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), numberArg(r.more()), debit)
 	}
 	return args, limits
 }
 
 // likes says whether two entries ask for the same, each of its own key.
 func (r *request) likes(o *request) bool {
-	return r.rule == o.rule && r.cost == o.cost && r.asks() == o.asks() && r.debit == o.debit
+	return r.rule == o.rule && r.cost == o.cost && r.count == o.count && r.more() == o.more() && r.debit == o.debit
 }
 
 // runOf is how many of the entries, from the first on, ask for the same.
@@ -183,7 +183,7 @@ func decodeReply(reply []int64, reqs []*request) error {
 		e := reply[replyHead+i*replyEntries:][:replyEntries]
 		s := state{e[2], e[3], e[4]}
 		switch {
-		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.asks():
+		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.count+r.more():
 			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
 		case e[0] != statusDecided && (e[1] != 0 || s != state{}):
 			return fmt.Errorf("%w: entry %d has status %d and yet %d granted and the state %v", errProtocol, i, e[0], e[1], s)

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "1708f96550a14a128cb690b45c45c71166df8ce8"},
-		{"look on Redis", redisScripts.look, "e91cc6a78e11577612ed96b566bff50aa4e8e28b"},
-		{"charge, plain", plainScripts.charge, "9c33f123dd562fb8a92b7f51f3e32e63a1c00f5c"},
-		{"look, plain", plainScripts.look, "f12d0349eee18cfb4ee14afb6131b0ea1f8b5537"},
+		{"charge on Redis", redisScripts.charge, "ac940e65cbce97434d4b3f8a7ec2b1e2139b796e"},
+		{"look on Redis", redisScripts.look, "3419d742e1e31678fdbae2ab2e1e6691d476dbf0"},
+		{"charge, plain", plainScripts.charge, "2240954e982cd4380e311e25d8630f03007f8e53"},
+		{"look, plain", plainScripts.look, "1436ec8d11cd0bbbd9a1d2fd5459970e270c6db7"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {
@@ -76,7 +76,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		file, text string
 		says       []string
 	}{
-		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
+		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
 		{"token_bucket.lua", tokenBucketLua, []string{"Limit: n, pq, pr, bq, br, burst", "unit", "Precondition", "State", "d ", "r ", "t ", "u ", "Reply: ", "TTL"}},
 		{"sliding_log.lua", slidingLogLua, []string{"Limit: limit", "window us", "State: ", "Reply: ", "b = us", "c = us", "TTL"}},
 		{"instances.lua", instancesLua, []string{"KEYS[1]", "ARGV[1]", "ARGV[2]", "ARGV[3]", "Reply"}},
@@ -89,7 +89,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		}
 	}
 	// The numbers in the header are those of the code.
-	if limitArgs != 8 || runArgs != 5 || replyEntries != 5 || replyHead != 1 {
+	if limitArgs != 8 || runArgs != 6 || replyEntries != 5 || replyHead != 1 {
 		t.Error("the sizes differ from the header of frame.lua")
 	}
 	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
@@ -98,7 +98,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 	if len(limits) != 1 || len(args) != 1+3+1+limitArgs+2*runArgs {
 		t.Errorf("%d arguments, %d limits", len(args), len(limits))
 	}
-	want := []any{"3", r, r, other, "1", "2", "5", "1000000", "0", "0", "0", "0", "0", "2", "1", "3", "1", "0", "1", "1", "2", "1", "0"}
+	want := []any{"3", r, r, other, "1", "2", "5", "1000000", "0", "0", "0", "0", "0", "2", "1", "3", "1", "0", "0", "1", "1", "2", "1", "0", "0"}
 	if !slices.Equal(args, want) {
 		t.Errorf("arguments %v, want %v", args, want)
 	}

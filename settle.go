@@ -406,12 +406,8 @@ func (s *shard) attach(r *request, l *Limiter) {
 // settled hears what became of a request with a debit.
 func (s *shard) settled(r *request, err error) {
 	switch {
-	case r.back > 0: // of a lease; if it did not arrive, nobody uses it
-		if err == nil && r.status == statusDecided {
-			r.from.lease.returned.Add(r.back)
-			// What was denied meanwhile may be admitted now.
-			s.ring.near.drop(r.hash, s.ring.clock())
-		}
+	case r.back > 0:
+		s.returned(r, err)
 		return
 	case err == nil && r.status == statusDecided:
 		s.metrics.settled(r.owed.units)

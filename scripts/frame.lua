@@ -14,13 +14,15 @@
 -- ARGV[2 .. 1 + 8m]   the limits, 8 values each, the first saying which algorithm:
 --   1 token bucket   1, n, pq, pr, bq, br, burst, unit        see token_bucket.lua
 --   2 sliding log    2, limit, window us, ahead us, 0, 0, 0, 0   see sliding_log.lua
--- ARGV[2 + 8m ..]   the entries, in runs of neighbours that ask for the same, 5 values a
+-- ARGV[2 + 8m ..]   the entries, in runs of neighbours that ask for the same, 6 values a
 -- run, in the order of KEYS:
 --   run     how many entries it is, at least 1; together as many as KEYS
 --   limit   which limit of the table, from 1
 --   cost    units each caller asks for, 1 to the limit's highest cost
---   count   how many callers ask for it, first come first served, those who will call
---           out of a lease last; 0: none, the entry only tells a debit
+--   count   how many callers ask for it, first come first served; 0: none, the entry
+--           only tells a debit or takes ahead
+--   more    how many further calls of that cost are taken ahead, for a lease, if all of
+--           count fit: at most an eighth of what is left after those
 --   debit   what was admitted elsewhere while this server was away, taken without
 --           asking: "0", or units (token bucket), or "units@age us,..." (sliding log); or
 --           what was taken ahead and is given back: "-units" (token bucket) or
@@ -34,7 +36,7 @@
 --   status   0 decided; 1 the key holds another type; 2 its value was not written by
 --            this script; 3 Redis refused the read. Unless 0, nothing was written and
 --            the rest is 0. One bad key spoils no other entry.
---   granted  how many of count were admitted (look: would be)
+--   granted  how many of count were admitted (look: would be), and of more
 --   a, b, c  the state after that (look: as it is), by algorithm; see the two files
 --
 -- Time is this server's own, read once: KEYS are decided as of one instant.
@@ -54,11 +56,12 @@ local function run(bucket, log)
   local reply, out = { now }, 1
   local i, n = 1, #keys
   while i <= n do
-    local limit, cost, count, debit = limits[number(args[at + 1])], number(args[at + 2]), number(args[at + 3]), args[at + 4]
+    local limit, cost, count = limits[number(args[at + 1])], number(args[at + 2]), number(args[at + 3])
+    local more, debit = number(args[at + 4]), args[at + 5]
     local decide, last = limit[1] == '1' and bucket or log, i + number(args[at]) - 1
-    at = at + 5
+    at = at + 6
     for e = i, last do
-      local status, granted, a, b, c = decide(keys[e], limit, cost, count, debit)
+      local status, granted, a, b, c = decide(keys[e], limit, cost, count, more, debit)
       reply[out + 1] = status
       reply[out + 2] = granted or 0
       reply[out + 3] = a or 0

@@ -10,6 +10,13 @@ local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 local now_text = format('%d', now)
 
+-- How many of more calls of this cost are taken ahead when callers have left left units: an
+-- eighth of them at most, so that near the limit nobody takes what others need at once. None
+-- if a caller did not fit: then less than the cost is left.
+local function ahead_of(left, cost, more)
+  return math.max(0, math.min(more, floor(left / (8 * cost))))
+end
+
 --@look
 --@charge
 -- A key is needed until some instant, its end, and rising calls put that off. Changing a

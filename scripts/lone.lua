@@ -9,12 +9,12 @@
 -- token_bucket.lua would decide, see there.
 --
 -- ARGV of a call of one entry, as in frame.lua: 1 m; 2 algorithm, 3 n, 4 pq, 5 pr, 6 bq,
--- 7 br, 8 burst, 9 unit; 10 run, 11 limit, 12 cost, 13 count, 14 debit.
+-- 7 br, 8 burst, 9 unit; 10 run, 11 limit, 12 cost, 13 count, 14 more, 15 debit.
 
 --@look
 --@charge
 local args = ARGV
-if #args == 14 and args[2] == '1' and args[3] == '1' and args[13] == '1' and args[14] == '0' and not KEYS[2] then
+if #args == 15 and args[2] == '1' and args[3] == '1' and args[13] == '1' and args[14] == '0' and args[15] == '0' and not KEYS[2] then
   local key, bq = KEYS[1], number(args[6])
   local state = pcall('HMGET', key, 'd', 'r', 't', 'u')
   local d, full

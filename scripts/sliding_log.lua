@@ -1,6 +1,6 @@
 -- sliding_log.lua: exact sliding log on a ZSET, one member a unit.
 --
--- Limit: limit (units in any window), window us, ahead us (0: not a lease).
+-- Limit: limit (units in any window), window us, ahead us (of a lease: its life).
 -- State: the score of a member is the instant it was admitted, in us; it counts while
 --   score + window > now, so a call exactly one window later finds it gone. Its name
 --   is its place in the order of arrival: one character for the number of digits
@@ -11,7 +11,8 @@
 --   and its scores go on rising. The newest member always has the highest number
 --   and says the offset in force; what others say counts for nothing. TTL: until the newest has left the window, plus slack, plus
 --   up to a minute to spare.
---   Units taken ahead, for a lease, are scored at the end of it: ahead us after now, or
+--   Units taken ahead, for a lease, are scored at the end of it, and those of the calls
+--   before them, too: ahead us after now, or
 --   at the newest score if that is later. A newest member scored ahead of the call that
 --   wrote it last has ">lead" behind all else in its name: that was lead us before its
 --   score, and there the key's clock was. What is scored below the newest is added first,
@@ -183,7 +184,7 @@ local function log_debit(key, limit, t, seq, suffix, debit, newest, score)
   return added, seq, latest or score
 end
 
-local function log_charge(key, limit, cost, count, debit)
+local function log_charge(key, limit, cost, count, more, debit)
   local status, t, gap, card, expired, seq, suffix, score, anchor = log_read(key, limit)
   if status ~= 0 then return status end
   local used, write = card - expired, false
@@ -202,7 +203,11 @@ local function log_charge(key, limit, cost, count, debit)
     end
     used, write = used + added, write or added > 0
   end
-  local granted = log_fit(limit, used, cost, count)
+  local granted, ahead = log_fit(limit, used, cost, count), 0
+  if more > 0 then
+    more = ahead_of(limit[2] - used - granted * cost, cost, more)
+    if more > 0 then granted, ahead = granted + more, limit[4] end
+  end
   if granted > 0 then
     local units, anew = granted * cost, write or card == 0
     if used == 0 and (card > 0 or debit ~= '0') then
@@ -214,7 +219,7 @@ local function log_charge(key, limit, cost, count, debit)
       call('ZREMRANGEBYRANK', key, 0, some - 1)
       expired = expired - some
     end
-    local at, top, ahead = t, score, limit[4]
+    local at, top = t, score
     if ahead > 0 then at = math.max(t + ahead, score) end
     if at >= score then
       log_add(key, at, seq, units, log_ahead(suffix, at - t))

@@ -161,13 +161,16 @@ local function bucket_read(key, limit)
   return bucket_mend(key, limit, state)
 end
 
--- How many of count callers of this cost fit, and the bucket after them.
-local function bucket_take(limit, d, r, cost, count)
-  if count == 0 then return 0, d, r end
+-- How many of count callers of this cost fit, and of more further calls, and the bucket
+-- after them.
+local function bucket_take(limit, d, r, cost, count, more)
+  if count + more == 0 then return 0, d, r end
   local n, pq, pr, bq = limit[2], limit[3], limit[4], limit[5]
   local units = cost
-  if count > 1 then
-    count = math.min(count, floor(bucket_left(d, r, n, pq, pr, bq, limit[6]) / cost))
+  if count ~= 1 or more > 0 then
+    local left = bucket_left(d, r, n, pq, pr, bq, limit[6])
+    count = math.min(count, floor(left / cost))
+    if more > 0 then count = count + ahead_of(left - count * cost, cost, more) end
     if count < 1 then return 0, d, r end
     units = cost * count
   end
@@ -184,12 +187,12 @@ end
 local function bucket_look(key, limit, cost, count)
   local status, d, r, t = bucket_read(key, limit)
   if status ~= 0 then return status end
-  local granted = bucket_take(limit, d, r, cost, count)
+  local granted = bucket_take(limit, d, r, cost, count, 0)
   return 0, granted, d, r, t - now
 end
 
 --@charge
-local function bucket_charge(key, limit, cost, count, debit)
+local function bucket_charge(key, limit, cost, count, more, debit)
   local status, d, r, t, full, exists, anew = bucket_read(key, limit)
   if status ~= 0 then return status end
   local write = false
@@ -208,7 +211,7 @@ local function bucket_charge(key, limit, cost, count, debit)
     write, anew = true, anew or units > 0
   end
   local granted
-  granted, d, r = bucket_take(limit, d, r, cost, count)
+  granted, d, r = bucket_take(limit, d, r, cost, count, more)
   if granted > 0 or anew or write then
     local at = t == now and now_text or format('%d', t)
     if anew or not exists then

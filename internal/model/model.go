@@ -26,7 +26,11 @@ type Call struct {
 	// Back is what was taken ahead and is given back; a call has that or a Debit. For a
 	// bucket only the units count.
 	Back []Back
-	// Ahead is for how many us the units are taken ahead; a bucket takes no notice.
+	// More is how many further calls of this cost are taken ahead, if all callers are
+	// admitted: as many as need no more than an eighth of what is left then.
+	More int64
+	// Ahead is for how many us the units are taken ahead, if any are; a bucket takes no
+	// notice.
 	Ahead int64
 }
 
@@ -39,7 +43,7 @@ type Back struct{ Units, Score int64 }
 
 // Answer is what the callers are told. All times are us.
 type Answer struct {
-	Granted    int64 // how many of the callers were admitted, or would be
+	Granted    int64 // how many of the callers were admitted, or would be, and of More
 	Remaining  int64 // whole units left
 	RetryAfter int64 // until a call of this cost fits; 0 if all were admitted
 	ResetAfter int64 // until nothing is used any more
@@ -170,14 +174,27 @@ func (b *Bucket) full() int64 {
 	return b.last + floor(b.limit.time(new(big.Rat).Sub(rat(b.limit.Burst), b.tokens)))
 }
 
-// take grants the callers one by one.
+// take grants the callers one by one, and after them what is taken ahead.
 func take(tokens *big.Rat, c Call) (granted int64, left *big.Rat) {
 	cost := rat(c.Cost)
 	for granted < c.Count && tokens.Cmp(cost) >= 0 {
 		tokens = new(big.Rat).Sub(tokens, cost)
 		granted++
 	}
+	if granted == c.Count {
+		more := c.ahead(floor(tokens))
+		tokens = new(big.Rat).Sub(tokens, rat(more*c.Cost))
+		granted += more
+	}
 	return granted, tokens
+}
+
+// ahead is how many further calls are taken ahead with so many units left.
+func (c Call) ahead(left int64) (calls int64) {
+	for calls < c.More && (calls+1)*c.Cost*8 <= left {
+		calls++
+	}
+	return calls
 }
 
 // Charge decides a call and takes what it was granted. ttl is the time to live the key
@@ -209,7 +226,7 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 	}
 	a = answer(l, tokens, clock-now, c.Cost)
 	a.Granted = granted
-	if granted == c.Count {
+	if granted >= c.Count {
 		a.RetryAfter = 0
 	}
 	return a, ttl, tr
@@ -217,6 +234,7 @@ func (b *Bucket) Charge(l BucketLimit, now int64, c Call) (a Answer, ttl int64, 
 
 // Look says what Charge would grant, and how the bucket is without it.
 func (b *Bucket) Look(l BucketLimit, now int64, c Call) (Answer, Trace) {
+	c.More = 0
 	tokens, clock, tr := b.view(l, now)
 	a := answer(l, tokens, clock-now, c.Cost)
 	a.Granted, _ = take(tokens, c)
@@ -355,7 +373,11 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 		g.Forget()
 	}
 	used := int64(len(g.hits) - gone)
-	granted := l.fit(used, c)
+	granted, more := l.fit(used, c), int64(0)
+	if granted == c.Count {
+		more = c.ahead(max(0, l.Limit-used-granted*c.Cost))
+		granted += more
+	}
 	tr.Renewed = write || len(g.hits) == 0
 	if granted > 0 {
 		write = true
@@ -371,7 +393,7 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 		g.hits, gone = g.hits[forget:], gone-forget
 		tr.Trimmed = gone > 0
 		at := clock
-		if c.Ahead > 0 {
+		if more > 0 {
 			at += max(c.Ahead, g.ahead(clock))
 			a.Score = at
 		}
@@ -384,7 +406,7 @@ func (g *Log) Charge(l LogLimit, now int64, c Call) (a Answer, ttl int64, tr Tra
 	score := a.Score
 	a = l.answer(g.hits[gone:], clock, gap, c.Cost)
 	a.Granted, a.Score = granted, score
-	if granted == c.Count {
+	if granted >= c.Count {
 		a.RetryAfter = 0
 	}
 	return a, ttl, tr

@@ -158,9 +158,10 @@ func TestALimitInOtherWordsIsTheSameLimit(t *testing.T) {
 // back. However that goes, no window of a log holds more than its limit, by the instants at
 // which the units were really used.
 func TestNoWindowHoldsMoreThanTheLimitWhateverIsTakenAhead(t *testing.T) {
+	taken := int64(0)
 	for seed := range uint64(2000) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		limit := LogLimit{Limit: 1 + rnd.Int64N(12), Window: 100}
+		limit := LogLimit{Limit: 1 + rnd.Int64N(60), Window: 100}
 		var g Log
 		var used []int64
 		var held []Back
@@ -175,7 +176,7 @@ func TestNoWindowHoldsMoreThanTheLimitWhateverIsTakenAhead(t *testing.T) {
 			}
 			c := Call{Cost: 1, Count: rnd.Int64N(5)}
 			if rnd.IntN(2) == 0 {
-				c.Ahead = 1 + rnd.Int64N(30)
+				c.More, c.Ahead = 1+rnd.Int64N(5), 1+rnd.Int64N(30)
 			}
 			if n := len(held); n > 0 && rnd.IntN(3) == 0 {
 				i := rnd.IntN(n)
@@ -185,17 +186,18 @@ func TestNoWindowHoldsMoreThanTheLimitWhateverIsTakenAhead(t *testing.T) {
 				held = append(held[:i], held[i+1:]...)
 			}
 			a, _, _ := g.Charge(limit, now, c)
-			switch {
-			case c.Ahead == 0:
-				for range a.Granted {
-					used = append(used, now)
-				}
-			case a.Granted > 0:
+			for range min(a.Granted, c.Count) {
+				used = append(used, now)
+			}
+			if more := a.Granted - c.Count; more > 0 {
+				taken += more
 				if a.Score < now+c.Ahead {
 					t.Fatalf("seed %d: at %d units are taken for %d, %d ahead", seed, now, a.Score, c.Ahead)
 				}
-				held = append(held, Back{a.Granted, now + c.Ahead})
-				held[len(held)-1].Score = a.Score
+				if more > c.More || 8*more > a.Remaining+more {
+					t.Fatalf("seed %d: %d of %d taken ahead, %d left", seed, more, c.More, a.Remaining)
+				}
+				held = append(held, Back{more, a.Score})
 			}
 		}
 		for i, at := range used {
@@ -209,5 +211,8 @@ func TestNoWindowHoldsMoreThanTheLimitWhateverIsTakenAhead(t *testing.T) {
 				t.Fatalf("seed %d: %d of %d used in the window from %d", seed, n, limit.Limit, at)
 			}
 		}
+	}
+	if taken < 10_000 {
+		t.Errorf("only %d units were taken ahead", taken)
 	}
 }
