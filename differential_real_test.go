@@ -452,7 +452,7 @@ func TestDifferentialRunFindsEveryMistakePutIntoTheScripts(t *testing.T) {
 	s, server := startDiffServer(t)
 	node := diffNode(t, s.URL(), false)
 	target := nodeTarget{node}
-	const enough = 40 // sessions
+	const enough = 100 // sessions
 	first := diffSeed(t)
 	t.Logf("seeds from %d", first)
 	for _, m := range mutations {

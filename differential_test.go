@@ -614,6 +614,9 @@ func randomBucket(rng *rand.Rand) TokenBucket {
 		for per > 1 && gcd(rate, per) != 1 {
 			per--
 		}
+		if rng.IntN(4) == 0 { // whole microseconds a token: what most people have
+			per = rate * token
+		}
 		if rng.IntN(12) == 0 {
 			per = max(1, per/token)
 		}
@@ -778,6 +781,9 @@ func (d *differential) extend(c *diffCall) {
 // sometimes more, or twice, or for another instant, as far as the scripts are concerned.
 func (d *differential) lease(c *diffCall) {
 	if window := c.limit.rule.window; d.rng.IntN(2) == 0 && window > 20 {
+		if d.rng.IntN(4) > 0 { // so little that some is granted
+			c.cost = min(c.cost, max(1, c.limit.rule.capacity/16))
+		}
 		c.more, c.ahead = logUniform(d.rng, 1, max(1, 200/c.cost)), logUniform(d.rng, 1, min(usSecond, window/10))
 		if d.rng.IntN(4) == 0 {
 			c.count = 0

@@ -51,9 +51,12 @@ func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
 	rl := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 10})
 	aclMust(t, s.Client().FlushAll(ctx).Err()) // what a mutant left
 	number := uint64(0)
-	ask := func(count, cost int64, debit string, h keyHash, others bool) (*request, error) {
+	ask := func(count, cost, more int64, debit string, h keyHash, others bool) (*request, error) {
 		r := freshRequest().begin(opCharge, rl, h, space, cost)
 		r.count, r.debit = count, debit
+		if more > 0 {
+			r.wants, r.leaser = more, r
+		}
 		reqs := []*request{r}
 		if others {
 			number++
@@ -64,25 +67,25 @@ func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
 	for _, state := range loneStates {
 		for _, persist := range []bool{false, true} {
 			for _, call := range []struct {
-				count, cost int64
-				debit       string
-			}{{1, 1, ""}, {1, 3, ""}, {1, 10, ""}, {2, 1, ""}, {4, 3, ""}, {0, 1, ""}, {0, 1, "2"}, {1, 1, "2"}, {1, 1, "-1"}} {
+				count, cost, more int64
+				debit             string
+			}{{1, 1, 0, ""}, {1, 3, 0, ""}, {1, 10, 0, ""}, {2, 1, 0, ""}, {4, 3, 0, ""}, {0, 1, 0, ""}, {1, 1, 5, ""}, {0, 1, 5, ""}, {0, 1, 0, "2"}, {1, 1, 0, "2"}, {1, 1, 0, "-1"}} {
 				for _, step := range []int64{0, 59_000_000} { // of the next minute, too
 					number++
 					h := map[bool]keyHash{false: {1, number}, true: {3, number}}
 					var said [2]string
 					for i, others := range []bool{false, true} {
-						what := fmt.Sprintf("%s, TTL taken away %t, count %d cost %d debit %q, step %d", state.name, persist, call.count, call.cost, call.debit, step)
+						what := fmt.Sprintf("%s, TTL taken away %t, count %d cost %d more %d debit %q, step %d", state.name, persist, call.count, call.cost, call.more, call.debit, step)
 						aclMust(t, s.SetMicros(loneNow-1_000_000))
 						n.scripts = redisScripts
-						if _, err := ask(1, 1, "", h[others], true); err != nil {
+						if _, err := ask(1, 1, 0, "", h[others], true); err != nil {
 							t.Fatalf("%s: %v", what, err)
 						}
 						n.scripts = sc
 						name := string(space.append(nil, h[others]))
 						aclMust(t, lonePut(ctx, s, name, state.fields, persist))
 						aclMust(t, s.SetMicros(loneNow+step))
-						r, err := ask(call.count, call.cost, call.debit, h[others], others)
+						r, err := ask(call.count, call.cost, call.more, call.debit, h[others], others)
 						if err != nil {
 							return fmt.Errorf("%s: %w", what, err)
 						}
