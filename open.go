@@ -263,7 +263,10 @@ func (r *Ring) until(at time.Time, now int64) time.Duration {
 }
 
 func (r *Ring) owner(h keyHash) *shard {
-	m := &r.members[r.table.owner(h.hi)]
+	m := &r.members[0]
+	if len(r.members) > 1 { // else the table of slots would cost a cache line for nothing
+		m = &r.members[r.table.owner(h.hi)]
+	}
 	if m.cluster != nil {
 		return m.cluster.owner(h)
 	}
