@@ -147,23 +147,27 @@ func (k *redisClusterShards) refresh(ctx context.Context) error {
 	if err := k.adopt(ranges); err != nil {
 		return err
 	}
-	return k.locate(ctx)
+	return k.locate(ctx, ranges)
 }
 
 // locate finds out from go-redis, which knows what the addresses that servers give of
-// themselves mean here, where each master is.
-func (k *redisClusterShards) locate(ctx context.Context) error {
+// themselves mean here, where each master of these ranges is.
+func (k *redisClusterShards) locate(ctx context.Context, ranges []redis.ClusterSlot) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	var errs []error
 	list := *k.list.Load()
 	located := make([]bool, len(list))
-	for slot, i := range k.slots.Load() {
+	for _, r := range ranges {
+		if r.Start < 0 || r.Start >= slotCount {
+			continue
+		}
+		i := k.slots.Load()[r.Start]
 		if located[i] {
 			continue
 		}
 		located[i] = true
-		one, err := k.rw.MasterForKey(ctx, slotKey(slot))
+		one, err := k.rw.MasterForKey(ctx, slotKey(r.Start))
 		if err != nil {
 			errs = append(errs, err)
 			continue

@@ -212,6 +212,37 @@ func TestACallOfASlotInTwoPlacesIsAnsweredWhenItIsInOne(t *testing.T) {
 	w.charged(t, "in one place", 1, twin)
 }
 
+// Those whose calls the master has answered do not wait for one that is followed, be it for
+// longer than their budget.
+func TestNobodyWaitsForTheCallsOfOthersThatAreFollowed(t *testing.T) {
+	w := startWired(t, redistest.ClusterOptions{}, func(c *Config) { c.Budget, c.OperationTimeout = time.Second, 5*time.Second })
+	to := w.Masters()[1]
+	slot, twin := w.slot(w.keys[3]), ""
+	for i := 0; twin == ""; i++ {
+		if key := fmt.Sprint("twin", i); w.slot(key) == slot {
+			twin = key
+		}
+	}
+	w.allow(t, "before", w.keys...)
+	w.setslot(t, slot, to)
+	reqs := []Request{{Key: twin, Cost: 1}}
+	for _, key := range w.keys {
+		reqs = append(reqs, Request{Key: key, Cost: 1})
+	}
+	out, err := w.limiter.AllowMany(t.Context(), reqs)
+	aclMust(t, err)
+	for i, d := range out {
+		moves := w.slot(reqs[i].Key) == slot
+		if d.Source == SourcePrimary == moves {
+			t.Errorf("entry %d, its slot in two places %t: %+v", i, moves, d)
+		}
+	}
+	// The operation is under way still; the server is not to blame for that.
+	if d, err := w.limiter.Allow(t.Context(), w.keys[4]); err != nil || d.Source != SourcePrimary {
+		t.Errorf("the next call: %+v, %v", d, err)
+	}
+}
+
 // One master that lost its scripts gets the text once, and each call is charged once.
 func TestAMasterThatLostItsScriptsGetsThemOnceForAllCalls(t *testing.T) {
 	w := startWired(t, redistest.ClusterOptions{}, nil)

@@ -539,6 +539,8 @@ func (d *dispatcher) rest(to *direct, s *slot, op *operation, ended bool, err er
 	strays, answered := slices.Clone(w.strays), w.answered
 	clear(w.strays)
 	d.hangUp(s)
+	d.answerBut(s, strays)
+	s.began.Store(0) // nobody waits for this server any more
 	ctx, cancel := context.WithDeadline(context.Background(), d.end(op))
 	defer cancel()
 	lost := to.say.follow(ctx, op.kind, strays)
@@ -701,6 +703,29 @@ func (d *dispatcher) answer(s *slot, err error) {
 	batch := s.batch
 	s.batch = s.batch[:0] // the elements are ours still
 	s.mu.Unlock()
+	d.hand(batch, err)
+}
+
+// answerBut answers those whose requests are over, and leaves the others in the batch.
+func (d *dispatcher) answerBut(s *slot, others []*request) {
+	left := make(map[*request]bool, len(others))
+	for _, e := range others {
+		left[e] = true
+	}
+	var over []*request
+	s.mu.Lock()
+	for _, e := range s.batch {
+		if !left[e] {
+			over = append(over, e)
+		}
+	}
+	s.batch = append(s.batch[:0], others...)
+	s.mu.Unlock()
+	d.hand(over, nil)
+}
+
+// hand hands requests to their callers, with their own errors where they have one.
+func (d *dispatcher) hand(batch []*request, err error) {
 	for i, e := range batch {
 		own := err
 		if e.failed != nil {

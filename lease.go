@@ -30,8 +30,8 @@ import (
 // refused: leave the option out for no leases.
 type Lease struct {
 	// Max is the most units that this process holds of one key: 1 to 1,000 (MaxLogCost).
-	// Never more than a tenth of the limit is held, nor more than an eighth of what is left
-	// of it, whatever Max says: of a limit of 1,000 never more than 100 units; of one below
+	// Never more than a tenth of the limit is held, nor is more taken than an eighth of what is
+	// left of it at that time, whatever Max says: of a limit of 1,000 never more than 100 units; of one below
 	// 20, or with a Max of 1, nothing. With 8 processes and 64, a bucket can admit up to 512
 	// units more than Burst + Rate x T in a time T.
 	Max int64
@@ -65,7 +65,7 @@ const (
 // each. Both can deny what would have been admitted without leases while another process
 // holds units that it does not use, for Lease.TTL at most; such a denial may be cached
 // ([WithNearCache]). Calls are not denied for what their own process holds: if they would be,
-// the primary is asked once more. What a process that dies holds is lost: a bucket refills
+// the primary is asked once more, within the budget. What a process that dies holds is lost: a bucket refills
 // it, a log forgets it Lease.TTL later than what was used.
 //
 // A Reset in another process takes effect here when the lease ends, and what this process
@@ -198,7 +198,9 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 // answer to another call can overtake it. If units have gone back meanwhile, or what is held is
 // too little for the call but would do with what the primary has left, the primary is asked
 // once more, with that on the way back. The call was denied, so nothing is charged twice.
-func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, cost, start, deadline int64) (Decision, error) {
+// since is the server's time from which a return came too late for the denial; nobody waits
+// beyond the deadline.
+func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, cost, since, deadline int64) (Decision, error) {
 	if l.lease == nil || d.Source != SourcePrimary {
 		return d, nil
 	}
@@ -220,11 +222,14 @@ func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, c
 	if ok {
 		return late, nil
 	}
-	rest, gone := k.rest(now), (way|k.way.Load())&toThere != 0 || k.back.Load() >= start
-	if !gone && (rest == 0 || rest+d.Remaining < cost) {
+	rest, gone := k.rest(now), (way|k.way.Load())&toThere != 0 || k.back.Load() >= since
+	if !gone && (rest == 0 || rest+d.Remaining < cost) || now >= deadline {
 		return d, nil
 	}
-	late, cause, left, err := l.ask(ctx, s, opCharge, h, cost, now, deadline)
+	if known, ok := l.near(s, h, cost, now); ok { // another call has asked meanwhile
+		return known, nil
+	}
+	late, cause, left, _, err := l.ask(ctx, s, opCharge, h, cost, now, deadline)
 	s.part(left, nil)
 	if cause != CauseNone {
 		return d, err // it was denied by one who knows

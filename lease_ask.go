@@ -45,6 +45,7 @@ func (ls *leasing) beginMany(entries []manyEntry, i int, now int64) {
 			k.way.And(^toHere)
 		}
 	}
+	k.call.Store(nil) // further ones have nothing to take away
 }
 
 // want makes a request ask for so many calls of its cost, for a lease; of a log for no more

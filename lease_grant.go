@@ -78,7 +78,7 @@ type leaseKey struct {
 
 	asking atomic.Bool                   // one asks at a time
 	way    atomic.Uint32                 // what is on its way for him: toHere, toThere
-	back   atomic.Int64                  // when units were last known to have been returned
+	back   atomic.Int64                  // the server's us at which units were last returned
 	landed atomic.Pointer[chan struct{}] // closed when it has arrived, if anybody waits for it
 	call   atomic.Pointer[manyEntry]     // the first entry of the AllowMany that asks
 

@@ -4,10 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // With 30 units left of a key that is new to this process, 30 calls are admitted, whether they
@@ -69,6 +74,66 @@ func TestRepeatsInAnAllowManyTakeNothingAhead(t *testing.T) {
 		if rest := r.leases.find(l.keys.hash(key)).rest(r.clock()); rest != want {
 			t.Errorf("%d units are held of %q, want %d", rest, key, want)
 		}
+	}
+}
+
+// A call that was denied although it had brought back what was held is not asked again, nor are
+// those that were denied beside it.
+func TestACallDoesNotAskAgainForItsOwnReturn(t *testing.T) {
+	r, l := patientRing(t, TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	server := r.owner(keyHash{}).nodes[0].(*leanNode).client.(*redis.Client)
+	calls := func() (n int) {
+		stats := server.Info(t.Context(), "commandstats").Val()
+		_, text, _ := strings.Cut(stats, "cmdstat_evalsha:calls=")
+		text, _, _ = strings.Cut(text, ",")
+		n, err := strconv.Atoi(text)
+		aclMust(t, err)
+		return n
+	}
+	for _, c := range []struct {
+		name string
+		call func(key string) (Decision, error)
+		most int
+	}{
+		{"AllowN", func(key string) (Decision, error) { return l.AllowN(t.Context(), key, 1000) }, 1},
+		{"AllowMany", func(key string) (Decision, error) {
+			reqs := make([]Request, 1000)
+			for i := range reqs {
+				reqs[i] = Request{Key: key, Cost: int64(1000 - i%3)} // of one cost they were one entry
+			}
+			out, err := l.AllowMany(t.Context(), reqs)
+			return out[500], err
+		}, 20},
+	} {
+		d, err := l.Allow(t.Context(), c.name)
+		aclMust(t, err)
+		k := r.leases.find(l.keys.hash(c.name))
+		if held := k.rest(r.clock()); !d.Allowed || held != 50 {
+			t.Fatalf("%s: %+v, %d units are held", c.name, d, held)
+		}
+		before := calls()
+		if d, err = c.call(c.name); err != nil || d.Allowed || k.rest(r.clock()) != 0 {
+			t.Errorf("%s: %+v, %v", c.name, d, err)
+		}
+		if n := calls() - before; n > c.most {
+			t.Errorf("%s: %d script calls, want at most %d", c.name, n, c.most)
+		}
+	}
+}
+
+// Nobody is asked again when there is no time for it.
+func TestADenialIsNotAskedAgainAfterItsTime(t *testing.T) {
+	denied := Decision{Limit: 1000, Remaining: 900, Source: SourcePrimary, Shard: "a", RetryAfter: time.Hour}
+	r, l := patientRing(t, TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	_, err := l.Allow(t.Context(), "k")
+	aclMust(t, err)
+	h := l.keys.hash("k")
+	now := r.clock()
+	if d, err := l.orHeld(t.Context(), r.owner(h), h, denied, 930, math.MaxInt64, now); err != nil || d != denied {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if d, err := l.orHeld(t.Context(), r.owner(h), h, denied, 930, math.MaxInt64, now+int64(time.Minute)); err != nil || !d.Allowed || d.Remaining != 69 {
+		t.Errorf("with time: %+v, %v", d, err)
 	}
 }
 

@@ -212,16 +212,24 @@ func (s *shard) returned(r *request, err error) {
 	switch {
 	case err == nil && r.status == statusDecided:
 		ls.returned.Add(r.back)
-		k.back.Store(now)
 		// What was denied meanwhile may be admitted now.
 		s.ring.near.drop(r.hash, now)
-	case err == nil || notSent(err) || !classify(err).ran:
+		k.back.Store(r.now)
+	case err == nil || notSent(err) || notBegun(err):
 		for _, b := range r.lent {
 			if b.units > 0 && ls.reopen(b, now) && r.heir == k {
 				k.given += b.units
 			}
 		}
 	}
+}
+
+// notBegun says whether the server certainly ran nothing of a script call. Of permissions that
+// are missing it finds out in the middle, and of what TLS says after a command nobody knows
+// whether that was before it.
+func notBegun(err error) bool {
+	t := classify(err)
+	return !t.ran && t != typeNoPerm && t != typeDial && t != typeWrongType
 }
 
 // reopen puts units back where they were, unless the lease has ended or the key was Reset.
