@@ -212,17 +212,21 @@ func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, c
 	if d.Allowed {
 		return d, nil
 	}
-	now, way := l.ring.clock(), k.way.Load()
-	late, ok := l.leased(s, h, cost, now)
-	if !ok && way != 0 {
+	now, seen := l.ring.clock(), uint32(0)
+	for range 3 { // something else may leave as soon as that has arrived
+		way := k.way.Load()
+		if late, ok := l.leased(s, h, cost, now); ok {
+			return late, nil
+		}
+		// What was there a moment ago may be on its way by now.
+		if way |= k.way.Load(); way == 0 || now >= deadline {
+			break
+		}
+		seen |= way
 		k.await(ctx, time.Duration(deadline-now))
 		now = l.ring.clock()
-		late, ok = l.leased(s, h, cost, now)
 	}
-	if ok {
-		return late, nil
-	}
-	rest, gone := k.rest(now), (way|k.way.Load())&toThere != 0 || k.back.Load() >= since
+	rest, gone := k.rest(now), seen&toThere != 0 || k.back.Load() >= since
 	if !gone && (rest == 0 || rest+d.Remaining < cost) || now >= deadline {
 		return d, nil
 	}
@@ -244,7 +248,8 @@ func (l *Limiter) holds(r *request) bool {
 		return false
 	}
 	k := l.ring.leases.find(r.hash)
-	return k != nil && ((k.way.Load() != 0 && r.heir != k) || k.rest(l.ring.clock()) > 0)
+	// What is held is on its way before it is held no more, so that is looked at afterwards.
+	return k != nil && (k.rest(l.ring.clock()) > 0 || k.way.Load() != 0 && r.heir != k)
 }
 
 // addHeld adds what this process holds of a key to what it was told of the primary.

@@ -62,9 +62,11 @@ func (ls *leasing) want(r *request, k *leaseKey, calls, now int64) {
 
 // giveBack closes what is held of a key and puts it onto a request. The key is claimed.
 func (ls *leasing) giveBack(r *request, k *leaseKey, now int64) {
+	k.way.Or(toThere) // first: at no time are units neither held nor on their way
 	if ls.takeOut(r, k, now); r.back > 0 {
 		k.given -= r.back
-		k.way.Or(toThere)
+	} else {
+		k.way.And(^toThere)
 	}
 }
 
