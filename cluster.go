@@ -312,21 +312,14 @@ func (n *clusterNode) straight() *direct {
 }
 
 // follow does what the master sent away, wherever it is to be done by now.
-func (n *clusterNode) follow(ctx context.Context, kind opKind, reqs []*request) error {
+func (n *clusterNode) follow(ctx context.Context, reqs []*request) error {
 	if ctx.Err() != nil {
 		for _, r := range reqs {
 			r.failed = errRedirected
 		}
 		return errRedirected
 	}
-	switch kind {
-	case opLook:
-		return n.look(ctx, reqs)
-	case opReset:
-		return n.reset(ctx, reqs)
-	default:
-		return n.charge(ctx, reqs)
-	}
+	return perform(ctx, n, reqs)
 }
 
 // slot is any one of the shard's slots, or -1.

@@ -188,11 +188,11 @@ func TestACallWhoseSlotMovesIsFollowedAndTheOthersAreAnsweredWhereTheyAre(t *tes
 	}
 }
 
-// Two keys of a slot of which one is here and one there: TRYAGAIN, until both are there.
-func TestACallOfASlotInTwoPlacesIsAnsweredWhenItIsInOne(t *testing.T) {
-	w := startWired(t, redistest.ClusterOptions{}, nil)
-	to := w.Masters()[1]
-	slot, twin := w.slot(w.keys[3]), ""
+// inTwoPlaces begins to move the slot of one of the keys, after a call of each, and returns
+// another key of that slot, which is not here.
+func (w *wiredCluster) inTwoPlaces(t *testing.T) (twin string, slot int, to *redistest.Server) {
+	t.Helper()
+	to, slot = w.Masters()[1], w.slot(w.keys[3])
 	for i := 0; twin == ""; i++ {
 		if key := fmt.Sprint("twin", i); w.slot(key) == slot {
 			twin = key
@@ -200,6 +200,13 @@ func TestACallOfASlotInTwoPlacesIsAnsweredWhenItIsInOne(t *testing.T) {
 	}
 	w.allow(t, "before", w.keys...)
 	w.setslot(t, slot, to)
+	return twin, slot, to
+}
+
+// Two keys of a slot of which one is here and one there: TRYAGAIN, until both are there.
+func TestACallOfASlotInTwoPlacesIsAnsweredWhenItIsInOne(t *testing.T) {
+	w := startWired(t, redistest.ClusterOptions{}, nil)
+	twin, slot, to := w.inTwoPlaces(t)
 	var callers sync.WaitGroup
 	callers.Go(func() { w.allow(t, "in two places", append([]string{twin}, w.keys...)...) })
 	waitFor(t, "the others are charged", func() bool { return w.charges(t, w.keys[4]) == 2 })
@@ -216,15 +223,7 @@ func TestACallOfASlotInTwoPlacesIsAnsweredWhenItIsInOne(t *testing.T) {
 // longer than their budget.
 func TestNobodyWaitsForTheCallsOfOthersThatAreFollowed(t *testing.T) {
 	w := startWired(t, redistest.ClusterOptions{}, func(c *Config) { c.Budget, c.OperationTimeout = time.Second, 5*time.Second })
-	to := w.Masters()[1]
-	slot, twin := w.slot(w.keys[3]), ""
-	for i := 0; twin == ""; i++ {
-		if key := fmt.Sprint("twin", i); w.slot(key) == slot {
-			twin = key
-		}
-	}
-	w.allow(t, "before", w.keys...)
-	w.setslot(t, slot, to)
+	twin, slot, _ := w.inTwoPlaces(t)
 	reqs := []Request{{Key: twin, Cost: 1}}
 	for _, key := range w.keys {
 		reqs = append(reqs, Request{Key: key, Cost: 1})

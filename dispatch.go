@@ -543,7 +543,7 @@ func (d *dispatcher) rest(to *direct, s *slot, op *operation, ended bool, err er
 	s.began.Store(0) // nobody waits for this server any more
 	ctx, cancel := context.WithDeadline(context.Background(), d.end(op))
 	defer cancel()
-	lost := to.say.follow(ctx, op.kind, strays)
+	lost := to.say.follow(ctx, strays)
 	if err == nil && !answered {
 		err = lost
 	}

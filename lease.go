@@ -65,8 +65,8 @@ const (
 // each. Both can deny what would have been admitted without leases while another process
 // holds units that it does not use, for Lease.TTL at most; such a denial may be cached
 // ([WithNearCache]). Calls are not denied for what their own process holds: if they would be,
-// the primary is asked once more, within the budget. What a process that dies holds is lost: a bucket refills
-// it, a log forgets it Lease.TTL later than what was used.
+// the primary is asked once more, within the budget. What a process that dies holds is lost:
+// a bucket refills it, a log forgets it Lease.TTL later than what was used.
 //
 // A Reset in another process takes effect here when the lease ends, and what this process
 // returns meanwhile, Lease.Max at most, is given to those who called since; so is what was
@@ -76,8 +76,8 @@ const (
 // as if it had not slept.
 //
 // At most 327,680 keys of a ring have leases at a time, in a table of 4 MB, with 128 bytes
-// for each key, 64 for a lease that is held, and 16 for each of the last Lease.TTL; further
-// keys go without.
+// for each key, 64 for each lease that is held, and 16 for each that was taken in the last
+// Lease.TTL; further keys go without.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {

@@ -62,12 +62,14 @@ func (ls *leasing) want(r *request, k *leaseKey, calls, now int64) {
 
 // giveBack closes what is held of a key and puts it onto a request. The key is claimed.
 func (ls *leasing) giveBack(r *request, k *leaseKey, now int64) {
+	if k.rest(now) == 0 { // only who has claimed the key makes it more
+		return
+	}
 	k.way.Or(toThere) // first: at no time are units neither held nor on their way
-	if ls.takeOut(r, k, now); r.back > 0 {
-		k.given -= r.back
-	} else {
+	if ls.takeOut(r, k, now); r.back == 0 {
 		k.way.And(^toThere)
 	}
+	k.given -= r.back
 }
 
 // takeOut is giveBack without a claim.

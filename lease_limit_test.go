@@ -364,3 +364,53 @@ func TestADenialIsNotKeptWhileSomethingIsHeld(t *testing.T) {
 		t.Error("a denial is kept while something is held")
 	}
 }
+
+// Units that go back are on their way before they are held no more: who looks at what is held
+// first never finds neither.
+func TestUnitsAreHeldOrOnTheirWayAtEveryInstant(t *testing.T) {
+	r, l := patientRing(t, TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	h, now := l.keys.hash("k"), r.clock()
+	k := r.leases.key(l.lease, h, now)
+	if _, ok := k.claim(1, now); !ok {
+		t.Fatal("somebody else asks")
+	}
+	// Odd while a lease that was held goes back, and either is the case.
+	var phase, seen atomic.Int64
+	var ended atomic.Bool
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for !ended.Load() {
+			before := phase.Load()
+			rest, way := k.rest(now), k.way.Load()
+			if before%2 == 0 || phase.Load() != before {
+				continue
+			}
+			seen.Add(1)
+			if rest == 0 && way == 0 {
+				t.Error("units are neither held nor on their way")
+				return
+			}
+		}
+	})
+	for end := time.Now().Add(10 * time.Second); seen.Load() < 20_000 && !t.Failed() && time.Now().Before(end); {
+		g := &grant{units: 5, asked: now, until: now + l.lease.life}
+		g.left.Store(5)
+		k.add(g)
+		phase.Add(1)
+		q := r.newRequest(opCharge, l.rule, h, 1)
+		l.lease.giveBack(q, k, now)
+		if k.rest(now) != 0 || k.way.Load() != toThere || q.back != 5 {
+			t.Fatalf("%d units held, way %d, %d on the request", k.rest(now), k.way.Load(), q.back)
+		}
+		phase.Add(1)
+		k.way.Store(0)
+		q.release()
+		q.release()
+	}
+	ended.Store(true)
+	watcher.Wait()
+	if seen.Load() < 100 {
+		t.Errorf("looked %d times: that shows little", seen.Load())
+	}
+	k.asked()
+}

@@ -206,9 +206,6 @@ type lent struct {
 // arrived are used here again; of others nobody knows, so that nobody uses them.
 func (s *shard) returned(r *request, err error) {
 	ls, now, k := r.from.lease, s.ring.clock(), r.lent[0].key
-	if r.heir == k {
-		k.way.And(^toThere)
-	}
 	switch {
 	case err == nil && r.status == statusDecided:
 		ls.returned.Add(r.back)
@@ -221,6 +218,9 @@ func (s *shard) returned(r *request, err error) {
 				k.given += b.units
 			}
 		}
+	}
+	if r.heir == k { // last: who sees nothing on its way is to see what came of it
+		k.way.And(^toThere)
 	}
 }
 

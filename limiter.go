@@ -376,9 +376,11 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 	}
 	out := make([]Decision, len(reqs))
 	entries := l.sendMany(reqs, out, start, deadline)
-	patience := deadline // no shard's entries use up the time of another's replica
-	for i := range entries {
-		patience = min(patience, entries[i].shard.split(start, deadline))
+	patience := deadline
+	if l.lease != nil { // no shard's entries use up the time of another's replica
+		for i := range entries {
+			patience = min(patience, entries[i].shard.split(start, deadline))
+		}
 	}
 	var ended error
 	for i := range entries {

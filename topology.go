@@ -169,7 +169,11 @@ func (s *shard) dispatch(b *breaker, inFlight int, budget time.Duration, exec fu
 
 // exec runs requests of one kind on the primary.
 func (s *shard) exec(ctx context.Context, reqs []*request) error {
-	n := s.nodes[s.primary.Load()]
+	return perform(ctx, s.nodes[s.primary.Load()], reqs)
+}
+
+// perform runs requests of one kind on a server.
+func perform(ctx context.Context, n node, reqs []*request) error {
 	switch reqs[0].kind {
 	case opLook:
 		return n.look(ctx, reqs)

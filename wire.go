@@ -63,7 +63,7 @@ type wireScripts struct {
 	// Of a master of a Redis Cluster, nil otherwise: follow does elsewhere what the server
 	// sent away, and moved hears that a slot is another's. With them each slot has a call of
 	// its own, and a request says itself whether it failed.
-	follow func(ctx context.Context, kind opKind, reqs []*request) error
+	follow func(ctx context.Context, reqs []*request) error
 	moved  func()
 }
 

@@ -37,7 +37,7 @@ func inSlots(t *testing.T, kind opKind, slots int) []*request {
 func byCluster(moved func()) wireScripts {
 	return wireScripts{
 		scripts: redisScripts, lookBySHA: "evalsha_ro", lookByText: "eval_ro", loaded: func() {}, moved: moved,
-		follow: func(context.Context, opKind, []*request) error { return nil },
+		follow: func(context.Context, []*request) error { return nil },
 	}
 }
 

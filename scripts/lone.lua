@@ -5,9 +5,8 @@
 --
 -- It is a token bucket without fractions (n = 1), which is new or was written by the same
 -- limit with a clock that is not ahead of this one, and callers who have nothing to tell and
--- take nothing ahead.
--- Whatever differs is left to the other files; what is decided here is what
--- token_bucket.lua would decide, see there.
+-- take nothing ahead. Whatever differs is left to the other files; what is decided here is
+-- what token_bucket.lua would decide, see there.
 --
 -- ARGV of a call of one entry, as in frame.lua: 1 m; 2 algorithm, 3 n, 4 pq, 5 pr, 6 bq,
 -- 7 br, 8 burst, 9 unit; 10 run, 11 limit, 12 cost, 13 count, 14 more, 15 debit.

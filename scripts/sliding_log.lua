@@ -9,14 +9,13 @@
 --   A member whose digits are followed by "~off" was written after this server's
 --   clock had stepped back by more than a window: the key's clock is off us ahead,
 --   and its scores go on rising. The newest member always has the highest number
---   and says the offset in force; what others say counts for nothing. TTL: until the newest has left the window, plus slack, plus
---   up to a minute to spare.
---   Units taken ahead, for a lease, are scored at the end of it, and those of the calls
---   before them, too: ahead us after now, or
---   at the newest score if that is later. A newest member scored ahead of the call that
---   wrote it last has ">lead" behind all else in its name: that was lead us before its
---   score, and there the key's clock was. What is scored below the newest is added first,
---   and the newest then named anew.
+--   and says the offset in force; what others say counts for nothing. TTL: until the
+--   newest has left the window, plus slack, plus up to a minute to spare.
+--   Units taken ahead, for a lease, are scored at the end of it, and with them those of the
+--   call that asks for it: ahead us after now, or at the newest score if that is later. A
+--   newest member scored ahead of the call that wrote it last has ">lead" behind all else
+--   in its name: that was lead us before its score, and there the key's clock was. What is
+--   scored below the newest is added first, and the newest then named anew.
 -- Reply: a = units in the window after the call, look: before it (above limit if it was lowered);
 --   b = us until a call of this cost fits, 0 if it does now or never will, and 0 if all
 --   of count were admitted; of units taken ahead, if any were, their score;
