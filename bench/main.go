@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"strings"
 	"time"
@@ -65,6 +66,11 @@ func command(ctx context.Context, args []string, out, log io.Writer) error {
 	}
 	if err := o.complete(*short); err != nil {
 		return err
+	}
+	if f := os.Getenv("BQ_PROF"); f != "" {
+		w, _ := os.Create(f)
+		pprof.StartCPUProfile(w)
+		defer pprof.StopCPUProfile()
 	}
 	began := time.Now()
 	a := describe(ctx)

@@ -66,7 +66,7 @@ func TestCallsAreCountedAsTheyWereMade(t *testing.T) {
 	}
 	c := newCalls(w)
 	attempts := []int64{0, 1, 1000, sequenceLen/2 + 7, sequenceLen - 1, sequenceLen, 2*sequenceLen + 5}
-	want := make([]int64, len(c.names))
+	want := make([]int64, c.keys)
 	for caller, n := range attempts {
 		at := c.start(caller, len(attempts))
 		for range n {

@@ -27,8 +27,9 @@ func (b *bench) rawLoop(ctx context.Context, at place, c *calls, t timing) (*sum
 	if err := b.servers[0].Client().ScriptLoad(ctx, at.script.text).Err(); err != nil {
 		return nil, err
 	}
-	names := make([][]byte, len(c.names))
-	for i, name := range c.names {
+	names := make([][]byte, c.keys)
+	for i := range names {
+		name := c.name(uint32(i))
 		names[i] = appendBulk(nil, storedKey(name))
 	}
 	f := at.script.batch
