@@ -136,6 +136,10 @@ func newLeasing(l *Limiter, c Lease) (*leasing, error) {
 	return ls, nil
 }
 
+// end is when a lease ends that was asked for at an instant: two clocks differ in rate, see
+// near.go.
+func (ls *leasing) end(asked int64) int64 { return asked + ls.life - ls.life/1000 }
+
 // String is how the leases stand behind a limit, empty if there are none. What is held of a
 // log is part of the limit.
 func (ls *leasing) String() string {
@@ -177,18 +181,18 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 	if k == nil {
 		return d, false
 	}
-	g, newest, left, rest := k.take(cost, now)
+	g, w, told, rest := k.take(l.lease, cost, now)
 	if g == nil {
 		return d, false
 	}
-	if left <= int64(g.low) && rest == left && !g.ahead.Load() && g.ahead.CompareAndSwap(false, true) {
+	if left := w.left(); left <= w.units()/4 && rest == left && g.goAhead(w) {
 		l.lease.prefetch(s, k, now)
 	}
 	s.makeWay(now)
-	since := max(0, now-newest.asked)
+	since := max(0, now-told.asked)
 	return Decision{
-		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, newest.remaining+rest),
-		ResetAfter: max(time.Microsecond, newest.reset-time.Duration(since).Truncate(time.Microsecond)),
+		Allowed: true, Limit: l.rule.capacity, Remaining: min(l.rule.capacity, told.remaining+rest),
+		ResetAfter: max(time.Microsecond, time.Duration(told.reset)-time.Duration(since).Truncate(time.Microsecond)),
 		Source:     SourceLease, Shard: s.id, Age: roundUp(since),
 	}, true
 }
@@ -208,18 +212,18 @@ func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, c
 	if k == nil {
 		return d, nil
 	}
-	k.room.Store(d.Remaining)
+	k.noteRoom(d.Remaining)
 	if d.Allowed {
 		return d, nil
 	}
 	now, seen := l.ring.clock(), uint32(0)
 	for range 3 { // something else may leave as soon as that has arrived
-		way := k.way.Load()
+		way := k.onItsWay()
 		if late, ok := l.leased(s, h, cost, now); ok {
 			return late, nil
 		}
 		// What was there a moment ago may be on its way by now.
-		if way |= k.way.Load(); way == 0 || now >= deadline {
+		if way |= k.onItsWay(); way == 0 || now >= deadline {
 			break
 		}
 		seen |= way
@@ -249,7 +253,7 @@ func (l *Limiter) holds(r *request) bool {
 	}
 	k := l.ring.leases.find(r.hash)
 	// What is held is on its way before it is held no more, so that is looked at afterwards.
-	return k != nil && (k.rest(l.ring.clock()) > 0 || k.way.Load() != 0 && r.heir != k)
+	return k != nil && (k.rest(l.ring.clock()) > 0 || k.onItsWay() != 0 && r.heir != k)
 }
 
 // addHeld adds what this process holds of a key to what it was told of the primary.

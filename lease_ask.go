@@ -69,33 +69,29 @@ func (ls *leasing) giveBack(r *request, k *leaseKey, now int64) {
 	if ls.takeOut(r, k, now); r.back == 0 {
 		k.way.And(^toThere)
 	}
-	k.given -= r.back
+	k.given -= int16(r.back)
 }
 
 // takeOut is giveBack without a claim.
 func (ls *leasing) takeOut(r *request, k *leaseKey, now int64) {
-	for i := range k.grants {
-		if g := k.grants[i].Load(); g != nil && now < g.until {
-			n := g.close()
-			k.grants[i].CompareAndSwap(g, nil)
-			ls.back(r, k, g, n)
+	for g := range k.places {
+		if w, score, ok := g.lend(ls, now); ok {
+			ls.back(r, lent{key: k, grant: g, word: w}, score)
 		}
 	}
 }
 
 // back puts units of a lease onto a request that takes them back.
-func (ls *leasing) back(r *request, k *leaseKey, g *grant, units int64) {
-	if units < 1 {
-		return
-	}
+func (ls *leasing) back(r *request, b lent, score int64) {
 	i := 0
 	if r.back > 0 {
 		i = 1
 	}
-	r.lent[i] = lent{key: k, grant: g, units: units}
+	r.lent[i] = b
+	units := b.units()
 	r.back += units
 	r.from = ls.of
-	r.debit = ls.rule.takeBack(r.debit, r.back, units, g.score)
+	r.debit = ls.rule.takeBack(r.debit, r.back, units, score)
 }
 
 // inherit gives the key that was claimed for a request what came of it: as soon as the answer
@@ -118,16 +114,13 @@ func (ls *leasing) arrived(k *leaseKey, r *request) {
 	}
 	now, rl := ls.of.ring.clock(), ls.of.rule
 	left := rl.remaining(r.whole)
-	k.room.Store(left)
-	until := r.asked + ls.life - ls.life/1000 // two clocks differ in rate, see near.go
-	g := &grant{
-		units: int32(units), low: int32(units / 4), asked: r.asked, until: until, score: r.whole.b,
-		remaining: left, reset: time.Duration(rl.resetAfter(r.whole)) * time.Microsecond,
+	k.noteRoom(left)
+	t := terms{
+		units: units, asked: r.asked, remaining: left,
+		reset: int64(time.Duration(rl.resetAfter(r.whole)) * time.Microsecond), score: r.whole.b,
 	}
-	g.left.Store(units)
-	// After a Reset nothing is returned, either; and after Close nobody would.
-	if now >= until || !k.add(g) || !ls.watch(k, g.asked+ls.patience(), now) {
-		g.close()
+	if now < ls.end(t.asked) {
+		k.add(t, now)
 	}
 }
 
@@ -141,7 +134,7 @@ func (ls *leasing) prefetch(s *shard, k *leaseKey, now int64) {
 	if !ok {
 		return
 	}
-	if chunk -= k.given; chunk < 2 { // given is what is held now
+	if chunk -= int64(k.given); chunk < 2 { // given is what is held now
 		k.asked()
 		return
 	}

@@ -2,163 +2,283 @@ package ringfence
 
 import (
 	"context"
+	"math"
 	"sync/atomic"
 	"time"
 )
 
-// grant is quota that was taken ahead: one lease. It is as long as a cache line of most
-// processors.
+// grant is quota that was taken ahead, one lease after another in the same place: it is part
+// of its key, so that a call out of a lease looks at one cache line instead of two and a lease
+// allocates nothing. Nobody takes a lock. The word says which lease it is, so whoever reads the
+// rest and then changes the word by compare-and-swap has read what belongs together.
 type grant struct {
-	left      atomic.Int64  // -1-n: it was closed with n left
-	until     int64         // ns of the ring's clock
-	asked     int64         // before the charge left
-	remaining int64         // what the primary had left then
-	reset     time.Duration // until nothing is used, as of asked
-	score     int64         // log: of its units
-	units     int32         // MaxLogCost at most
-	low       int32         // with so much left, the next one is asked for
-	ahead     atomic.Bool   // it has been
+	word      atomic.Uint64
+	asked     atomic.Int64 // before the charge left, ns of the ring's clock
+	remaining atomic.Int64 // what the primary had left then
+	reset     atomic.Int64 // ns until nothing is used, as of asked
+	score     atomic.Int64 // log: of its units
 }
 
-// take takes cost units, if there are as many, and returns what is left of them.
-func (g *grant) take(cost int64) (left int64, ok bool) {
+// terms are what a lease begins with.
+type terms struct{ units, asked, remaining, reset, score int64 }
+
+// grantWord is the number of a lease, counted from the first that was in its place, and what
+// is left of it: nothing of one that has not begun.
+type grantWord uint64
+
+const (
+	grantBits = 12 // MaxLogCost fits in
+	grantMask = 1<<grantBits - 1
+
+	grantClosed grantWord = 1 << (2 * grantBits) << iota // nobody takes anything of it
+	grantLent                                            // closed, and on the way back
+	grantAhead                                           // the next one has been asked for
+
+	grantNumber grantWord = 1 << 32 // one in the number
+)
+
+func (w grantWord) left() int64     { return int64(w & grantMask) }
+func (w grantWord) units() int64    { return int64(w >> grantBits & grantMask) }
+func (w grantWord) closed() bool    { return w&grantClosed != 0 }
+func (w grantWord) number() uint64  { return uint64(w / grantNumber) }
+func (w grantWord) next() grantWord { return (w/grantNumber + 1) * grantNumber }
+
+// unused is what nobody took, whether it was closed since or not, unless it is returned.
+func (w grantWord) unused() int64 {
+	if w&grantLent != 0 {
+		return 0
+	}
+	return w.left()
+}
+
+func (g *grant) load() grantWord { return grantWord(g.word.Load()) }
+
+func (g *grant) swap(from, to grantWord) bool {
+	return g.word.CompareAndSwap(uint64(from), uint64(to))
+}
+
+// begin puts a lease in the place of another. The key is claimed.
+func (g *grant) begin(t terms) grantWord {
+	w := g.load()
+	for !g.swap(w, w.next()|grantClosed) {
+		w = g.load()
+	}
+	g.asked.Store(t.asked)
+	g.remaining.Store(t.remaining)
+	g.reset.Store(t.reset)
+	g.score.Store(t.score)
+	w = w.next() | grantWord(t.units<<grantBits|t.units)
+	g.word.Store(uint64(w))
+	return w
+}
+
+// told is what a lease knows of its key, of one that may be replaced meanwhile.
+func (g *grant) told() terms {
+	return terms{asked: g.asked.Load(), remaining: g.remaining.Load(), reset: g.reset.Load()}
+}
+
+// take takes cost units, if there are as many. w is what it made of the lease.
+func (g *grant) take(ls *leasing, cost, now int64) (w grantWord, t terms, ok bool) {
 	for {
-		n := g.left.Load()
-		if n < cost {
-			return 0, false
+		if w = g.load(); w.closed() || w.left() < cost {
+			return w, t, false
 		}
-		if g.left.CompareAndSwap(n, n-cost) {
-			return n - cost, true
+		if t = g.told(); now >= ls.end(t.asked) {
+			return w, t, false
+		}
+		if g.swap(w, w-grantWord(cost)) {
+			return w - grantWord(cost), t, true
 		}
 	}
 }
 
-// close takes what is left, for good. Only the first call gets anything.
-func (g *grant) close() (rest int64) {
+// goAhead says whether the next lease has not been asked for yet, and notes that it is.
+func (g *grant) goAhead(w grantWord) bool {
+	for is := w; is.number() == w.number() && is&(grantAhead|grantClosed) == 0; is = g.load() {
+		if g.swap(is, is|grantAhead) {
+			return true
+		}
+	}
+	return false
+}
+
+// close makes nobody take what is left of a lease, which is forgotten.
+func (g *grant) close(w grantWord) {
+	for is := w; is.number() == w.number() && !is.closed(); is = g.load() {
+		if g.swap(is, is|grantClosed) {
+			return
+		}
+	}
+}
+
+// lend takes what is left, to be returned: only the first call gets anything, and nobody once
+// the lease has ended.
+func (g *grant) lend(ls *leasing, now int64) (w grantWord, score int64, ok bool) {
 	for {
-		n := g.left.Load()
-		if n < 0 {
-			return 0
+		w = g.load()
+		score = g.score.Load()
+		if w.closed() || w.left() == 0 || now >= ls.end(g.asked.Load()) {
+			return w, 0, false
 		}
-		if g.left.CompareAndSwap(n, -1-n) {
-			return n
+		if lent := w | grantClosed | grantLent; g.swap(w, lent) {
+			return lent, score, true
 		}
 	}
 }
 
-// open undoes close, unless the lease was never closed with so much left.
-func (g *grant) open(rest int64) bool { return rest > 0 && g.left.CompareAndSwap(-1-rest, rest) }
+// open undoes lend, unless another lease has begun.
+func (g *grant) open(w grantWord) bool { return g.swap(w, w&^(grantClosed|grantLent)) }
 
-// unused is what nobody took, whether it was closed since or not.
-func (g *grant) unused() int64 {
-	n := g.left.Load()
-	if n < 0 {
-		return -1 - n
+// look is a lease and when it was asked for.
+func (g *grant) look() (w grantWord, asked int64) {
+	for {
+		w = g.load()
+		asked = g.asked.Load()
+		if g.load().number() == w.number() {
+			return w, asked
+		}
 	}
-	return n
 }
 
 // rest is what can be taken now.
-func (g *grant) rest(now int64) int64 {
-	if g == nil || now >= g.until {
+func (g *grant) rest(ls *leasing, now int64) int64 {
+	if g == nil {
 		return 0
 	}
-	return max(0, g.left.Load())
+	w, asked := g.look()
+	if w.closed() || now >= ls.end(asked) {
+		return 0
+	}
+	return w.left()
 }
 
-// leaseKey is what this process holds of one key. What calls need comes first, as in grant.
-type leaseKey struct {
-	hash   keyHash
-	grants [2]atomic.Pointer[grant] // one in use, one that was asked for in advance
-	of     *leasing
-	// reset is when the key was last Reset: what was asked for before is not used.
-	reset atomic.Int64
-	room  atomic.Int64 // what was left when the primary was last asked
-	since atomic.Int64 // when it was last claimed
+// settle is how much nobody took, and how much of that can be taken now. If that is nothing,
+// the lease is over, and nothing of it is unused from now on.
+func (g *grant) settle(ls *leasing, now int64) (unused, rest int64) {
+	for {
+		w, asked := g.look()
+		if unused = w.unused(); unused == 0 {
+			return 0, 0
+		}
+		if !w.closed() && now < ls.end(asked) {
+			return unused, unused
+		}
+		if g.swap(w, w&^grantMask|grantClosed) {
+			return unused, 0
+		}
+	}
+}
 
-	asking atomic.Bool                   // one asks at a time
-	way    atomic.Uint32                 // what is on its way for him: toHere, toThere
+// leaseKey is what this process holds of one key: two cache lines of most processors, of which
+// a call out of a lease needs the first alone.
+type leaseKey struct {
+	hash keyHash
+	here grant // the lease in use
+	// spare is a second place, there once a lease has been asked for in advance.
+	spare atomic.Pointer[grant]
+
+	of *leasing
+	// reset is when the key was last Reset: what was asked for before is not used.
+	reset  atomic.Int64
+	since  atomic.Int64                  // when it was last claimed
 	back   atomic.Int64                  // the server's us at which units were last returned
 	landed atomic.Pointer[chan struct{}] // closed when it has arrived, if anybody waits for it
 	call   atomic.Pointer[manyEntry]     // the first entry of the AllowMany that asks
+	room   atomic.Int32                  // what was left when the primary was last asked
+	way    atomic.Uint32                 // who asks, and what is on its way for him: asking, toHere, toThere
 
-	// What follows is his who asks.
+	// What follows is his who asks, in units.
+	cost   int16 // of the call that last asked, mostOwn at most
+	chunk  int16 // that the last lease was meant to have; 0: none yet
+	given  int16 // that there were to use since
 	second bool  // the next lease is not the first
-	cost   int64 // of the call that last asked
-	chunk  int64 // units that the last lease was meant to have; 0: none yet
-	given  int64 // units that there were to use since
 }
 
-// What can be on its way between this process and the primary.
+// mostOwn is the most that is noted of the units of a call: more than a lease can have.
+const mostOwn = 1 << 14
+
+// What leaseKey.way says.
 const (
 	toHere  uint32 = 1 << iota // a lease
 	toThere                    // units that are returned
+	asking                     // one asks at a time
+
+	underway = toHere | toThere
 )
 
 // take takes cost units out of a lease: of the one that ends first, if both have as many.
-// rest is what is left of both, and newest the one that knows what else there is: what it took
-// the older one counts as left still.
-func (k *leaseKey) take(cost, now int64) (g, newest *grant, left, rest int64) {
-	first, second := &k.grants[0], &k.grants[1]
-	a, b := first.Load(), second.Load()
-	if a == nil || (b != nil && b.until < a.until) {
-		first, a, b = second, b, a
-	}
-	if a == nil {
-		return nil, nil, 0, 0
-	}
-	if newest = b; b == nil {
-		newest = a
-	}
-	if now < a.until {
-		if left, ok := a.take(cost); ok {
-			if left == 0 {
-				first.CompareAndSwap(a, nil) // so that nobody looks at it any more
-			}
-			return a, newest, left, left + b.rest(now)
+// w is what is left of that, rest what is left of both. told is of the newer one, which knows
+// best what else there is: what it took the older one counts as left still.
+func (k *leaseKey) take(ls *leasing, cost, now int64) (g *grant, w grantWord, told terms, rest int64) {
+	first, second := &k.here, k.spare.Load()
+	if second == nil {
+		w, told, ok := first.take(ls, cost, now)
+		if !ok {
+			return nil, 0, terms{}, 0
 		}
+		return first, w, told, w.left()
 	}
-	if b != nil && now < b.until {
-		if left, ok := b.take(cost); ok {
-			return b, newest, left, left + a.rest(now)
+	if second.asked.Load() < first.asked.Load() {
+		first, second = second, first
+	}
+	w, told, ok := first.take(ls, cost, now)
+	if ok {
+		is := second.load()
+		newer := second.told()
+		if second.load().number() == is.number() && newer.asked > told.asked {
+			told = newer
 		}
+		return first, w, told, w.left() + second.rest(ls, now)
 	}
-	return nil, nil, 0, 0
+	if w, told, ok = second.take(ls, cost, now); ok {
+		return second, w, told, w.left() + first.rest(ls, now)
+	}
+	return nil, 0, terms{}, 0
 }
 
 // rest is what can be taken now, in one or two takes.
 func (k *leaseKey) rest(now int64) int64 {
-	return k.grants[0].Load().rest(now) + k.grants[1].Load().rest(now)
+	return k.here.rest(k.of, now) + k.spare.Load().rest(k.of, now)
 }
+
+// places are those of leases.
+func (k *leaseKey) places(yield func(*grant) bool) {
+	if yield(&k.here) {
+		if g := k.spare.Load(); g != nil {
+			yield(g)
+		}
+	}
+}
+
+// noteRoom keeps what the primary has left.
+func (k *leaseKey) noteRoom(units int64) { k.room.Store(int32(min(units, math.MaxInt32))) }
+
+// onItsWay is what is on its way for who asks.
+func (k *leaseKey) onItsWay() uint32 { return k.way.Load() & underway }
 
 // claim begins to ask the primary, for a chunk of units, if nobody does already. Who was
 // let in calls asked when it is over. own are the units of the call that asks.
 func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
-	if !k.asking.CompareAndSwap(false, true) {
+	if !k.way.CompareAndSwap(0, asking) {
 		return 0, false
 	}
 	if !k.of.claims.enter() { // Close returns what there is
-		k.asking.Store(false)
+		k.way.Store(0)
 		return 0, false
 	}
-	used, held := k.given, int64(0)
-	for i := range k.grants {
-		g := k.grants[i].Load()
-		if g == nil {
-			continue
-		}
-		rest := g.rest(now)
-		used -= g.unused()
-		if held += rest; rest == 0 {
-			k.grants[i].CompareAndSwap(g, nil)
-		}
+	used, held := int64(k.given), int64(0)
+	for g := range k.places {
+		unused, rest := g.settle(k.of, now)
+		used -= unused
+		held += rest
 	}
 	k.size(used, max(now-k.since.Load(), int64(time.Microsecond)))
 	k.since.Store(now)
-	if k.given = own + held; own > 0 {
-		k.cost = own
+	own = min(own, mostOwn)
+	if k.given = int16(own + held); own > 0 {
+		k.cost = int16(own)
 	}
-	return min(k.chunk, k.of.bound, k.room.Load()/leaseOfRemaining), true
+	return min(int64(k.chunk), k.of.bound, int64(k.room.Load())/leaseOfRemaining), true
 }
 
 // size says how many units the next lease is to have, when used have been used in the time
@@ -166,31 +286,30 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 // goes back, so it may be too large: it is four times what is used in a life. If that is
 // no more than one call, there is none.
 func (k *leaseKey) size(used, elapsed int64) {
-	ls, call := k.of, max(1, k.cost)
+	ls, call := k.of, max(1, int64(k.cost))
 	if k.chunk == 0 {
-		k.chunk = ls.start()
+		k.chunk = int16(ls.start())
 		return
 	}
 	demand := float64(used) * float64(ls.life) / float64(elapsed)
 	if !k.second && k.chunk > 1 {
-		ls.learn((used - k.cost) / call) // but for the call that asked
+		ls.learn((used - int64(k.cost)) / call) // but for the call that asked
 	}
 	k.second = true
 	switch {
 	case demand < 1.5*float64(call):
 		k.chunk = 1
 	case demand < float64(ls.bound):
-		k.chunk = min(4*int64(demand), ls.bound)
+		k.chunk = int16(min(4*int64(demand), ls.bound))
 	default:
-		k.chunk = ls.bound
+		k.chunk = int16(ls.bound)
 	}
 }
 
 // asked ends what claim began.
 func (k *leaseKey) asked() {
-	k.way.Store(0)
 	k.call.Store(nil)
-	k.asking.Store(false)
+	k.way.Store(0)
 	if c := k.landed.Swap(nil); c != nil {
 		close(*c)
 	}
@@ -207,7 +326,7 @@ func (k *leaseKey) await(ctx context.Context, left time.Duration) {
 			break
 		}
 	}
-	if k.way.Load() == 0 { // it has, perhaps before anybody could tell
+	if k.onItsWay() == 0 { // it has, perhaps before anybody could tell
 		return
 	}
 	t := time.NewTimer(left)
@@ -219,27 +338,38 @@ func (k *leaseKey) await(ctx context.Context, left time.Duration) {
 	}
 }
 
-// add keeps a lease, and says whether it may be used. The caller has claimed the key.
-func (k *leaseKey) add(g *grant) bool {
-	if g.asked <= k.reset.Load() {
-		return false
+// add keeps a lease that is watched, unless it may not be used. The caller has claimed the key.
+func (k *leaseKey) add(t terms, now int64) {
+	if t.asked <= k.reset.Load() {
+		return
 	}
-	if !k.put(g) { // what is there has been used up, or nearly
-		k.grants[1].Store(g)
+	g := k.place(now)
+	w := g.begin(t)
+	k.given += int16(t.units)
+	// After a Reset nothing is returned, either; and after Close nobody would.
+	if t.asked <= k.reset.Load() || !k.of.watch(k, t.asked+k.of.patience(), now) {
+		g.close(w)
 	}
-	k.given += int64(g.units)
-	return g.asked > k.reset.Load()
 }
 
-// put puts a lease where there is room.
-func (k *leaseKey) put(g *grant) bool {
-	return k.grants[0].CompareAndSwap(nil, g) || k.grants[1].CompareAndSwap(nil, g)
+// place is where the next lease goes: where nothing is left, or else where the one asked for
+// in advance was, of which nearly nothing is.
+func (k *leaseKey) place(now int64) *grant {
+	if k.here.rest(k.of, now) == 0 {
+		return &k.here
+	}
+	g := k.spare.Load()
+	if g == nil {
+		g = &grant{}
+		k.spare.Store(g)
+	}
+	return g
 }
 
 // due says whether something is left of a lease that has not ended and began by then.
 func (k *leaseKey) due(begun, now int64) bool {
-	for i := range k.grants {
-		if g := k.grants[i].Load(); g.rest(now) > 0 && g.asked <= begun {
+	for g := range k.places {
+		if w, asked := g.look(); asked <= begun && !w.closed() && w.left() > 0 && now < k.of.end(asked) {
 			return true
 		}
 	}
@@ -254,21 +384,19 @@ func (k *leaseKey) drop(now int64) {
 			break
 		}
 	}
-	for i := range k.grants {
-		if g := k.grants[i].Load(); g != nil {
-			g.close()
-		}
+	for g := range k.places {
+		g.close(g.load())
 	}
 }
 
 // retire says whether the key can be forgotten. Then it is claimed for good, so that whoever
 // has found it before takes no lease that nobody would find.
 func (k *leaseKey) retire(now int64) bool {
-	if now-k.since.Load() <= int64(MaxLease) || !k.asking.CompareAndSwap(false, true) {
+	if now-k.since.Load() <= int64(MaxLease) || !k.way.CompareAndSwap(0, asking) {
 		return false
 	}
 	if k.rest(now) > 0 || now-k.since.Load() <= int64(MaxLease) {
-		k.asking.Store(false)
+		k.way.Store(0)
 		return false
 	}
 	return true

@@ -199,8 +199,10 @@ func (s *shard) takesReturns() bool { return s.breaker.closed.Load() && !s.degra
 type lent struct {
 	key   *leaseKey
 	grant *grant
-	units int64
+	word  grantWord // as lend left it; 0: nothing
 }
+
+func (b lent) units() int64 { return b.word.left() }
 
 // returned hears what became of a request that returns units. Those that certainly have not
 // arrived are used here again; of others nobody knows, so that nobody uses them.
@@ -214,8 +216,8 @@ func (s *shard) returned(r *request, err error) {
 		k.back.Store(r.now)
 	case err == nil || notSent(err) || notBegun(err):
 		for _, b := range r.lent {
-			if b.units > 0 && ls.reopen(b, now) && r.heir == k {
-				k.given += b.units
+			if b.key != nil && ls.reopen(b, now) && r.heir == k {
+				k.given += int16(b.units())
 			}
 		}
 	}
@@ -235,11 +237,12 @@ func notBegun(err error) bool {
 // reopen puts units back where they were, unless the lease has ended or the key was Reset.
 func (ls *leasing) reopen(b lent, now int64) bool {
 	k, g := b.key, b.grant
-	if now >= g.until || g.asked <= k.reset.Load() || !g.open(b.units) {
+	asked := g.asked.Load() // if that is of another lease, open will see it
+	if now >= ls.end(asked) || asked <= k.reset.Load() || !g.open(b.word) {
 		return false
 	}
-	if !k.put(g) || g.asked <= k.reset.Load() || !ls.watchAgain(k, now) {
-		g.close()
+	if asked <= k.reset.Load() || !ls.watchAgain(k, now) {
+		g.close(b.word &^ (grantClosed | grantLent))
 		return false
 	}
 	return true

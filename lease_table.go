@@ -76,7 +76,7 @@ func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
 			continue
 		}
 		k := &leaseKey{of: ls, hash: h}
-		k.room.Store(math.MaxInt64)
+		k.room.Store(math.MaxInt32)
 		k.reset.Store(math.MinInt64)
 		k.since.Store(now)
 		s.tags[i].Store(tag)
