@@ -503,11 +503,11 @@ func TestNoLeaseHoldsAScriptForLongerThanItMay(t *testing.T) {
 	for _, cost := range []int64{1, 7, MaxLogCost} {
 		h := keyHash{1, uint64(cost)}
 		k := l.ring.leases.key(l.lease, h, l.ring.clock())
-		held, least := &grant{}, time.Hour
+		held, score, least := grantWord(MaxLogCost), int64(0), time.Hour
 		for run := range 8 {
 			r := freshRequest().begin(opCharge, l.rule, h, newKeySpace("rf"), cost)
 			if run > 0 {
-				l.lease.back(r, k, held, MaxLogCost)
+				l.lease.back(r, lent{key: k, word: held}, score)
 			}
 			l.lease.want(r, k, MaxLogCost, 1)
 			took := timeOf(t, s, n, alone(r))
@@ -515,12 +515,12 @@ func TestNoLeaseHoldsAScriptForLongerThanItMay(t *testing.T) {
 				t.Fatalf("cost %d: %d granted of 1 and %d ahead", cost, r.granted, r.wants)
 			}
 			if r.wants > 0 {
-				held.score = r.state.b
+				score = r.state.b
 			} else { // what is returned next
 				q := freshRequest().begin(opCharge, l.rule, h, newKeySpace("rf"), 1)
 				l.lease.want(q, k, MaxLogCost, 1)
 				aclMust(t, n.charge(t.Context(), alone(q)))
-				held.score = q.state.b
+				score = q.state.b
 			}
 			if run > 0 {
 				least = min(least, took)

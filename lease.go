@@ -76,8 +76,8 @@ const (
 // as if it had not slept.
 //
 // At most 327,680 keys of a ring have leases at a time, in a table of 4 MB, with 128 bytes
-// for each key, 64 for each lease that is held, and 16 for each that was taken in the last
-// Lease.TTL; further keys go without.
+// for each key, 48 more for each whose lease has ever been renewed early because it was used
+// up, and 16 for each lease that was taken in the last Lease.TTL; further keys go without.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {

@@ -3,10 +3,12 @@ package ringfence
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/ringfence/ringfence/internal/redistest"
 )
@@ -69,7 +71,7 @@ func TestTheChunkOfAKeyFollowsItsDemand(t *testing.T) {
 		{1, time.Hour, 1},
 		{1, time.Microsecond, 64},
 	} {
-		if k.size(c.used, int64(c.elapsed)); k.chunk != c.want {
+		if k.size(c.used, int64(c.elapsed)); int64(k.chunk) != c.want {
 			t.Errorf("%d used in %s: %d units, want %d", c.used, c.elapsed, k.chunk, c.want)
 		}
 	}
@@ -77,27 +79,100 @@ func TestTheChunkOfAKeyFollowsItsDemand(t *testing.T) {
 
 // Takers and the one who returns the rest are never given the same unit.
 func TestUnitsOfALeaseAreGivenOutOnce(t *testing.T) {
+	ls := &leasing{life: 1000}
 	for range 200 {
-		g := &grant{until: 1}
-		g.left.Store(1000)
-		var taken, closed atomic.Int64
+		g := &grant{}
+		w := g.begin(terms{units: 1000, asked: 1})
+		var taken, returned atomic.Int64
 		var wg sync.WaitGroup
 		for i := range 4 {
 			wg.Go(func() {
 				rnd := rand.New(rand.NewPCG(uint64(i), 0))
 				for range 100 {
 					cost := 1 + rnd.Int64N(5)
-					if _, ok := g.take(cost); ok {
+					if _, _, ok := g.take(ls, cost, 2); ok {
 						taken.Add(cost)
 					}
 				}
-				closed.Add(g.close())
+				if lent, _, ok := g.lend(ls, 2); ok {
+					returned.Add(lent.left())
+				}
 			})
 		}
 		wg.Wait()
-		if n := taken.Load() + closed.Load(); n != 1000 || g.close() != 0 || g.unused() != closed.Load() || g.rest(0) != 0 {
-			t.Fatalf("%d of 1000 were given out, %d of them taken; %d were unused", n, taken.Load(), g.unused())
+		if n := taken.Load() + returned.Load(); n != 1000 || g.rest(ls, 2) != 0 || g.load().unused() != 0 || g.load().number() != w.number() {
+			t.Fatalf("%d of 1000 were given out, %d of them taken; then %d can be taken and %d are unused", n, taken.Load(), g.rest(ls, 2), g.load().unused())
 		}
+	}
+}
+
+// Who looks at a lease while another takes its place sees one or the other, and takes units of
+// the one that he has looked at.
+func TestAPlaceIsUsedForOneLeaseAfterAnother(t *testing.T) {
+	ls := &leasing{life: 1_000_000}
+	const leases, units = 20_000, 7
+	g := &grant{}
+	var taken atomic.Int64
+	begun, returned := int64(0), int64(0)
+	var ended atomic.Bool
+	var wg sync.WaitGroup
+	for i := range 3 {
+		wg.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 1))
+			for !ended.Load() {
+				cost := 1 + rnd.Int64N(3)
+				w, told, ok := g.take(ls, cost, 0)
+				if !ok {
+					continue
+				}
+				taken.Add(cost)
+				// What a lease was told is a function of its number here.
+				if n := int64(w.number()); told.asked != n || told.remaining != 2*n || told.reset != 3*n {
+					t.Errorf("lease %d was asked for at %d, with %d remaining and %d to go", n, told.asked, told.remaining, told.reset)
+					return
+				}
+			}
+		})
+	}
+	for n := int64(1); n <= leases && !t.Failed(); n++ {
+		w := g.begin(terms{units: units, asked: n, remaining: 2 * n, reset: 3 * n, score: 4 * n})
+		begun += units
+		if n%2 == 0 {
+			runtime.Gosched()
+		}
+		switch lent, score, ok := g.lend(ls, 0); {
+		case !ok: // all of it was taken
+		case score != 4*n || lent.number() != w.number():
+			t.Errorf("lease %d is returned with the score of another, %d", n, score)
+		case n%3 == 0: // it was not sent
+			if !g.open(lent) || g.open(lent) {
+				t.Errorf("lease %d is not opened once", n)
+			}
+			again, _, _ := g.lend(ls, 0)
+			returned += again.left()
+		default:
+			returned += lent.left()
+			if n%5 == 0 {
+				g.begin(terms{asked: n}) // another lease has begun
+				if g.open(lent) {
+					t.Errorf("lease %d is opened in the place of another", n)
+				}
+				n++
+			}
+		}
+	}
+	ended.Store(true)
+	wg.Wait()
+	if n := taken.Load(); n+returned != begun || n < units || returned < units {
+		t.Errorf("of %d units %d were taken and %d returned", begun, n, returned)
+	}
+}
+
+// A call out of a lease looks at one cache line of its key.
+func TestALeaseIsInTheFirstCacheLineOfItsKey(t *testing.T) {
+	var k leaseKey
+	if at, size := unsafe.Offsetof(k.of), unsafe.Sizeof(k); at != 64 || size != 128 {
+		t.Errorf("what a call does not need begins at byte %d of %d, want 64 of 128", at, size)
 	}
 }
 
@@ -133,7 +208,7 @@ func TestALeaseThatComesLateIsUsed(t *testing.T) {
 		t.Fatalf("of a silent primary: %+v, %v", d, err)
 	}
 	k := r.leases.find(l.keys.hash("k"))
-	for deadline := time.Now().Add(10 * time.Second); k.asking.Load(); {
+	for deadline := time.Now().Add(10 * time.Second); k.way.Load() != 0; {
 		if time.Now().After(deadline) {
 			t.Fatal("the key is claimed for good")
 		}

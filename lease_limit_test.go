@@ -213,14 +213,14 @@ func TestAReturnThatWasNotSentIsUndone(t *testing.T) {
 func TestAReturnIsNotUndoneOnceTheLeaseHasEnded(t *testing.T) {
 	r, l := patientRing(t, TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
 	k, q := holding(t, r, l, "k")
-	g := q.lent[0].grant
-	if l.lease.reopen(q.lent[0], g.until) || k.rest(r.clock()) != 0 {
+	end := l.lease.end(q.lent[0].grant.asked.Load())
+	if l.lease.reopen(q.lent[0], end) || k.rest(r.clock()) != 0 {
 		t.Errorf("%d units are held", k.rest(r.clock()))
 	}
-	if !l.lease.reopen(q.lent[0], g.until-1) || k.rest(r.clock()) != 50 {
+	if !l.lease.reopen(q.lent[0], end-1) || k.rest(r.clock()) != 50 {
 		t.Errorf("%d units are held before that", k.rest(r.clock()))
 	}
-	if l.lease.reopen(q.lent[0], g.until-1) || k.rest(r.clock()) != 50 {
+	if l.lease.reopen(q.lent[0], end-1) || k.rest(r.clock()) != 50 {
 		t.Errorf("%d units are held after a second time", k.rest(r.clock()))
 	}
 	q.release()
@@ -255,7 +255,7 @@ func TestDueLeasesWaitForAShardThatIsNotWell(t *testing.T) {
 	aclMust(t, err)
 	h := l.keys.hash("k")
 	s, k, ls := r.owner(h), r.leases.find(h), l.lease
-	at := k.grants[0].Load().asked + ls.patience()
+	at := k.here.asked.Load() + ls.patience()
 	s.degraded.Store(true)
 	if back, more := ls.due(at); len(back) != 0 || more || k.rest(at) != 50 {
 		t.Fatalf("%d returns, %d units are held", len(back), k.rest(at))
@@ -353,7 +353,7 @@ func TestADenialIsNotKeptWhileSomethingIsHeld(t *testing.T) {
 		t.Fatal("a denial is not kept while a call without a lease is asked for")
 	}
 	for _, way := range []uint32{toHere, toThere} {
-		if k.way.Store(way); kept() {
+		if k.way.Store(asking | way); kept() {
 			t.Errorf("a denial is kept with something on its way (%d)", way)
 		}
 	}
@@ -381,7 +381,7 @@ func TestUnitsAreHeldOrOnTheirWayAtEveryInstant(t *testing.T) {
 	watcher.Go(func() {
 		for !ended.Load() {
 			before := phase.Load()
-			rest, way := k.rest(now), k.way.Load()
+			rest, way := k.rest(now), k.onItsWay()
 			if before%2 == 0 || phase.Load() != before {
 				continue
 			}
@@ -393,17 +393,16 @@ func TestUnitsAreHeldOrOnTheirWayAtEveryInstant(t *testing.T) {
 		}
 	})
 	for end := time.Now().Add(10 * time.Second); seen.Load() < 20_000 && !t.Failed() && time.Now().Before(end); {
-		g := &grant{units: 5, asked: now, until: now + l.lease.life}
-		g.left.Store(5)
-		k.add(g)
+		k.here.begin(terms{units: 5, asked: now})
+		k.given = 5
 		phase.Add(1)
 		q := r.newRequest(opCharge, l.rule, h, 1)
 		l.lease.giveBack(q, k, now)
-		if k.rest(now) != 0 || k.way.Load() != toThere || q.back != 5 {
-			t.Fatalf("%d units held, way %d, %d on the request", k.rest(now), k.way.Load(), q.back)
+		if k.rest(now) != 0 || k.onItsWay() != toThere || q.back != 5 {
+			t.Fatalf("%d units held, way %d, %d on the request", k.rest(now), k.onItsWay(), q.back)
 		}
 		phase.Add(1)
-		k.way.Store(0)
+		k.way.Store(asking)
 		q.release()
 		q.release()
 	}

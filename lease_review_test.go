@@ -42,11 +42,11 @@ func callOnce(t *testing.T, r *Ring, l *Limiter, key string, cost int64) (next i
 	aclMust(t, err)
 	h := l.keys.hash(key)
 	k := r.leases.find(h)
-	g := k.grants[0].Load()
-	if g == nil {
+	w, asked := k.here.look()
+	if w == 0 {
 		return 0
 	}
-	at := g.asked + l.lease.patience()
+	at := asked + l.lease.patience()
 	chunk, ok := k.claim(0, at)
 	if !ok {
 		t.Fatal("somebody else asks")
@@ -93,14 +93,14 @@ func TestRemainingIsAsOfTheNewestLease(t *testing.T) {
 	if _, ok := k.claim(1, now); !ok {
 		t.Fatal("somebody else asks")
 	}
-	for _, g := range []*grant{
-		{units: 50, asked: now, until: now + l.lease.life, remaining: 949, reset: time.Hour},
-		{units: 38, asked: now + 1, until: now + 1 + l.lease.life, remaining: 911, reset: 2 * time.Hour},
+	for _, g := range []terms{
+		{units: 50, asked: now, remaining: 949, reset: int64(time.Hour)},
+		{units: 38, asked: now + 1, remaining: 911, reset: int64(2 * time.Hour)},
 	} {
-		g.left.Store(int64(g.units))
-		if !k.add(g) {
-			t.Fatal("a lease is not kept")
-		}
+		k.add(g, now+1)
+	}
+	if n := k.rest(now + 1); n != 88 {
+		t.Fatalf("%d units are kept", n)
 	}
 	// The claim stands, so that nobody asks for more meanwhile.
 	for i := range int64(88) {
@@ -173,7 +173,7 @@ func TestCloseReturnsALeaseThatIsOnItsWay(t *testing.T) {
 				if err != nil || d.Source != SourcePolicy {
 					t.Fatalf("of a silent primary: %+v, %v", d, err)
 				}
-				return r.leases.find(l.keys.hash("k")).asking.Load()
+				return r.leases.find(l.keys.hash("k")).way.Load() != 0
 			})
 			closed := make(chan error)
 			go func() { closed <- r.Close() }()
@@ -247,8 +247,8 @@ func TestNoLeaseIsRenewedWhileTheShardIsOwed(t *testing.T) {
 			aclMust(t, err)
 		}
 		k := r.leases.find(h)
-		eventually(t, "nobody asks", func() bool { return !k.asking.Load() })
-		if k.grants[0].Load() == nil {
+		eventually(t, "nobody asks", func() bool { return k.way.Load() == 0 })
+		if k.rest(r.clock()) == 0 {
 			t.Fatal("nothing is held")
 		}
 		now := r.clock()
