@@ -121,7 +121,8 @@ func (b *bench) watch(ctx context.Context, t timing, began time.Time, body func(
 }
 
 // closed runs a closed loop: every caller calls again as soon as it has its answer. One
-// reading of the clock ends a call and begins the next.
+// reading of the clock ends a call and begins the next. Every caller has a context of its
+// own, as every request of a server has: who waits for one that all share waits for its lock.
 func (b *bench) closed(ctx context.Context, i *instance, c *calls, callers int, t timing) (*sums, error) {
 	all := make([]caller, callers)
 	var wg sync.WaitGroup
@@ -129,6 +130,8 @@ func (b *bench) closed(ctx context.Context, i *instance, c *calls, callers int, 
 	body := func() {
 		for n := range all {
 			wg.Go(func() {
+				ctx, cancel := context.WithCancel(ctx)
+				defer cancel()
 				me, at, end := &all[n], c.start(n, callers), t.warm+t.measured
 				for from := time.Since(began); from < end; at++ {
 					a, err := i.allow(ctx, c.at(at))
@@ -160,6 +163,8 @@ func (b *bench) openLoop(ctx context.Context, i *instance, c *calls, callers int
 	body := func() {
 		for n := range all {
 			wg.Go(func() {
+				ctx, cancel := context.WithCancel(ctx)
+				defer cancel()
 				me, at := &all[n], c.start(n, callers)
 				gap := gaps(uint64(n), rate/float64(callers))
 				for due := gap(); due < t.warm+t.measured; due, at = due+gap(), at+1 {
