@@ -362,7 +362,7 @@ func slotKey(slot int) string { return slotKeys()[slot] }
 func (n *clusterNode) run(ctx context.Context, call, callText string, s script, reqs []*request) error {
 	groups := map[int][]*request{}
 	for _, r := range reqs {
-		slot := slotOf(tagOf(r.name))
+		slot := slotOf(tagOf(r.key()))
 		groups[slot] = append(groups[slot], r)
 	}
 	cmds, of := make([]redis.Cmder, 0, len(groups)), make([][]*request, 0, len(groups))
@@ -434,7 +434,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 func (n *clusterNode) command(ctx context.Context, call, script string, reqs []*request) once {
 	args, _ := appendArgs([]any{call, script}, reqs, nil)
 	for i := range reqs { // go-redis routes by text
-		args[3+i] = string(reqs[i].name)
+		args[3+i] = string(reqs[i].key())
 	}
 	return once{redis.NewIntSliceCmd(ctx, args...)}
 }
@@ -497,8 +497,8 @@ func (n *clusterNode) reset(ctx context.Context, reqs []*request) error {
 	cmds := make([]redis.Cmder, len(reqs))
 	to := map[*redis.Client][]redis.Cmder{}
 	for i, r := range reqs {
-		cmds[i] = onceUnlink{redis.NewIntCmd(ctx, "unlink", string(r.name))}
-		one, err := n.client.MasterForKey(ctx, string(r.name))
+		cmds[i] = onceUnlink{redis.NewIntCmd(ctx, "unlink", string(r.key()))}
+		one, err := n.client.MasterForKey(ctx, string(r.key()))
 		if err != nil {
 			cmds[i].SetErr(err)
 			continue

@@ -33,7 +33,7 @@ func TestAResetThatOneMasterDoesNotAnswerFailsForItsKeysAlone(t *testing.T) {
 			t.Fatalf("%+v, %v", d, err)
 		}
 		q := r.newRequest(opReset, l.rule, l.keys.hash(key), 1)
-		owner := c.MasterOf(slotOf(tagOf(q.name)))
+		owner := c.MasterOf(slotOf(tagOf(q.key())))
 		reqs, at = append(reqs, q), append(at, owner)
 		of[owner == silent]++
 	}
@@ -56,7 +56,7 @@ func TestAResetThatOneMasterDoesNotAnswerFailsForItsKeysAlone(t *testing.T) {
 			t.Errorf("key %d: %v, though its master is there", i, q.failed)
 		case !there && (q.failed == nil || classify(q.failed) != typeTimeout):
 			t.Errorf("key %d: %v, want a time-out: its master is silent", i, q.failed)
-		case there && at[i].Client().Exists(t.Context(), string(q.name)).Val() != 0:
+		case there && at[i].Client().Exists(t.Context(), string(q.key())).Val() != 0:
 			t.Errorf("key %d is there still", i)
 		}
 	}
@@ -65,7 +65,7 @@ func TestAResetThatOneMasterDoesNotAnswerFailsForItsKeysAlone(t *testing.T) {
 		t.Errorf("with all masters there: %v", err)
 	}
 	for i, q := range reqs {
-		if q.failed != nil || at[i].Client().Exists(t.Context(), string(q.name)).Val() != 0 {
+		if q.failed != nil || at[i].Client().Exists(t.Context(), string(q.key())).Val() != 0 {
 			t.Errorf("key %d, all masters there: %v", i, q.failed)
 		}
 	}

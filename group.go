@@ -114,12 +114,14 @@ func spread(e *request) {
 	granted, count, s := e.granted, e.count, e.state
 	e.count = min(count, 1)
 	leaser := e.leaser
-	if e.whole = s; e.follow == nil && leaser == nil {
+	if leaser != nil {
+		leaser.whole = s
+	} else if e.follow == nil {
 		return
 	}
 	now, status := e.now, e.status
 	for i, r := int64(0), e; r != nil; i, r = i+1, r.follow {
-		r.now, r.status, r.failed, r.whole = now, status, e.failed, s
+		r.now, r.status, r.failed = now, status, e.failed
 		switch {
 		case e.kind == opLook || status != statusDecided:
 			r.granted, r.state = granted, s

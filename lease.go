@@ -203,24 +203,25 @@ func (l *Limiter) leased(s *shard, h keyHash, cost, now int64) (d Decision, ok b
 // too little for the call but would do with what the primary has left, the primary is asked
 // once more, with that on the way back. The call was denied, so nothing is charged twice.
 // since is the server's time from which a return came too late for the denial; nobody waits
-// beyond the deadline.
-func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, cost, since, deadline int64) (Decision, error) {
-	if l.lease == nil || d.Source != SourcePrimary {
-		return d, nil
+// beyond the deadline. The limiter has leases.
+func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d *Decision, cost, since, deadline int64) error {
+	if d.Source != SourcePrimary {
+		return nil
 	}
 	k := l.ring.leases.find(h)
 	if k == nil {
-		return d, nil
+		return nil
 	}
 	k.noteRoom(d.Remaining)
 	if d.Allowed {
-		return d, nil
+		return nil
 	}
 	now, seen := l.ring.clock(), uint32(0)
 	for range 3 { // something else may leave as soon as that has arrived
 		way := k.onItsWay()
 		if late, ok := l.leased(s, h, cost, now); ok {
-			return late, nil
+			*d = late
+			return nil
 		}
 		// What was there a moment ago may be on its way by now.
 		if way |= k.onItsWay(); way == 0 || now >= deadline {
@@ -232,17 +233,19 @@ func (l *Limiter) orHeld(ctx context.Context, s *shard, h keyHash, d Decision, c
 	}
 	rest, gone := k.rest(now), seen&toThere != 0 || k.back.Load() >= since
 	if !gone && (rest == 0 || rest+d.Remaining < cost) || now >= deadline {
-		return d, nil
+		return nil
 	}
 	if known, ok := l.near(s, h, cost, now); ok { // another call has asked meanwhile
-		return known, nil
+		*d = known
+		return nil
 	}
-	late, cause, left, _, err := l.ask(ctx, s, opCharge, h, cost, now, deadline)
+	var late Decision
+	cause, left, _, err := l.ask(ctx, s, opCharge, h, cost, now, deadline, &late)
 	s.part(left, nil)
-	if cause != CauseNone {
-		return d, err // it was denied by one who knows
+	if cause == CauseNone { // else it was denied by one who knows
+		*d = late
 	}
-	return late, err
+	return err
 }
 
 // holds says whether this process has something of the key, or something is on its way from or

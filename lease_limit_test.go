@@ -129,10 +129,12 @@ func TestADenialIsNotAskedAgainAfterItsTime(t *testing.T) {
 	aclMust(t, err)
 	h := l.keys.hash("k")
 	now := r.clock()
-	if d, err := l.orHeld(t.Context(), r.owner(h), h, denied, 930, math.MaxInt64, now); err != nil || d != denied {
+	d := denied
+	if err := l.orHeld(t.Context(), r.owner(h), h, &d, 930, math.MaxInt64, now); err != nil || d != denied {
 		t.Errorf("%+v, %v", d, err)
 	}
-	if d, err := l.orHeld(t.Context(), r.owner(h), h, denied, 930, math.MaxInt64, now+int64(time.Minute)); err != nil || !d.Allowed || d.Remaining != 69 {
+	d = denied
+	if err := l.orHeld(t.Context(), r.owner(h), h, &d, 930, math.MaxInt64, now+int64(time.Minute)); err != nil || !d.Allowed || d.Remaining != 69 {
 		t.Errorf("with time: %+v, %v", d, err)
 	}
 }
@@ -291,7 +293,8 @@ func TestADenialWaitsForALeaseThatIsOnItsWay(t *testing.T) {
 	var admitted atomic.Int64
 	for range 3 {
 		wg.Go(func() {
-			d, err := l.orHeld(t.Context(), s, h, denied, 1, now, now+int64(time.Minute))
+			d := denied
+			err := l.orHeld(t.Context(), s, h, &d, 1, now, now+int64(time.Minute))
 			if err != nil {
 				t.Error(err)
 			}
@@ -309,7 +312,8 @@ func TestADenialWaitsForALeaseThatIsOnItsWay(t *testing.T) {
 		t.Errorf("%d calls admitted out of 2 units", admitted.Load())
 	}
 	// Nothing is on its way: nobody waits.
-	if d, err := l.orHeld(t.Context(), s, h, denied, 1, r.clock(), now+int64(time.Minute)); err != nil || d != denied {
+	d := denied
+	if err := l.orHeld(t.Context(), s, h, &d, 1, r.clock(), now+int64(time.Minute)); err != nil || d != denied {
 		t.Errorf("%+v, %v", d, err)
 	}
 }

@@ -92,9 +92,9 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		l.decidedHere(ctx, s, key, &d, cost, start, at)
 		return d, nil
 	}
-	d, cause, left, since, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline))
-	if err == nil && cause == CauseNone {
-		d, err = l.orHeld(ctx, s, h, d, cost, since, deadline)
+	cause, left, since, err := l.ask(ctx, s, opCharge, h, cost, start, s.split(start, deadline), &d)
+	if err == nil && cause == CauseNone && l.lease != nil {
+		err = l.orHeld(ctx, s, h, &d, cost, since, deadline)
 	}
 	if err != nil {
 		l.refuse(ctx, s, err, 1, start)
@@ -125,7 +125,8 @@ func (l *Limiter) Peek(ctx context.Context, key string) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	d, cause, left, _, err := l.ask(ctx, s, opLook, h, 1, start, s.split(start, deadline))
+	var d Decision
+	cause, left, _, err := l.ask(ctx, s, opLook, h, 1, start, s.split(start, deadline), &d)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -237,16 +238,17 @@ func (s *shard) split(start, deadline int64) int64 {
 // ask puts one question to the primary. The cause is set when the ladder must answer; an
 // error is the caller's own context. A request that was sent and not answered in time is
 // handed on as left, for part. since is for orHeld.
-func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, start, deadline int64) (d Decision, cause Cause, left *request, since int64, err error) {
+func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cost, start, deadline int64, d *Decision) (cause Cause, left *request, since int64, err error) {
 	if !s.breaker.closed.Load() {
-		return d, CauseBreaker, nil, 0, nil
+		return CauseBreaker, nil, 0, nil
 	}
 	r := l.ring.newRequest(kind, l.rule, h, cost)
 	if s.owing() {
-		if d, ok := s.untold(l, r); ok {
+		if known, ok := s.untold(l, r); ok {
 			r.release()
 			r.release()
-			return d, CauseNone, nil, 0, nil
+			*d = known
+			return CauseNone, nil, 0, nil
 		}
 	}
 	if kind == opCharge {
@@ -257,9 +259,9 @@ func (l *Limiter) ask(ctx context.Context, s *shard, kind opKind, h keyHash, cos
 		s.charges.settle(r, err)
 		r.release()
 		r.release()
-		return d, causeOf(err), nil, 0, nil
+		return causeOf(err), nil, 0, nil
 	}
-	return l.hear(ctx, s, r, start, unsent, err)
+	return l.hear(ctx, s, r, start, unsent, err, d)
 }
 
 // part releases a request that its caller left. d is what the ladder answered instead, nil
@@ -277,17 +279,17 @@ func (s *shard) part(left *request, d *Decision) {
 // hear makes a decision of the answer to a request that was sent, and releases it unless it
 // is left. start is when the call began; unsent and err are what waiting for it ended with;
 // since is for orHeld.
-func (l *Limiter) hear(ctx context.Context, s *shard, r *request, start int64, unsent bool, err error) (d Decision, cause Cause, left *request, since int64, _ error) {
+func (l *Limiter) hear(ctx context.Context, s *shard, r *request, start int64, unsent bool, err error, d *Decision) (cause Cause, left *request, since int64, _ error) {
 	if err != nil {
 		if canceled(ctx, err) {
 			r.release()
-			return d, CauseNone, nil, 0, ctx.Err()
+			return CauseNone, nil, 0, ctx.Err()
 		}
 		if !unsent && errors.Is(err, errBudget) {
-			return d, causeOf(err), r, 0, nil
+			return causeOf(err), r, 0, nil
 		}
 		r.release()
-		return d, causeOf(err), nil, 0, nil
+		return causeOf(err), nil, 0, nil
 	}
 	defer r.release()
 	switch r.status {
@@ -295,23 +297,23 @@ func (l *Limiter) hear(ctx context.Context, s *shard, r *request, start int64, u
 		if r.kind == opCharge {
 			l.denied(r, start)
 		}
-		d = l.rule.decide(r.state, r.granted > 0, r.cost)
+		*d = l.rule.decide(r.state, r.granted > 0, r.cost)
 		d.Source, d.Shard = SourcePrimary, s.id
 		if since = r.now; r.back > 0 { // its own return it knows
 			since++
 		}
-		return d, CauseNone, nil, since, nil
+		return CauseNone, nil, since, nil
 	case statusWrongType:
 		s.metrics.wrongType()
 	case statusRefused:
 		// Not the key's fault: the user may not read, in most cases.
 		s.ring.log.warn(s.id, "refused", "Redis refuses to let the script read a key; the failure policy answers. Does its user have the permissions of docs/security.md?",
 			"shard", s.id, "limiter", l.name)
-		return d, CauseError, nil, 0, nil
+		return CauseError, nil, 0, nil
 	}
 	s.ring.log.warn(s.id, "corrupt", "a key holds what ringfence did not write; the failure policy answers for it until it is Reset",
 		"shard", s.id, "limiter", l.name, "status", r.status)
-	return d, CauseCorrupt, nil, 0, nil
+	return CauseCorrupt, nil, 0, nil
 }
 
 // canceled says whether a wait ended because the caller canceled. That its deadline
@@ -389,16 +391,17 @@ func (l *Limiter) AllowMany(ctx context.Context, reqs []Request) ([]Decision, er
 			continue
 		}
 		unsent, err := e.shard.charges.wait(ctx, e.req)
-		d, cause, left, since, err := l.hear(ctx, e.shard, e.req, start, unsent, err)
-		if err == nil && cause == CauseNone {
+		d := &out[i]
+		cause, left, since, err := l.hear(ctx, e.shard, e.req, start, unsent, err, d)
+		if err == nil && cause == CauseNone && l.lease != nil {
 			// What another entry returned in the same operation this one has seen, or could
 			// not have: entries are decided in their order.
-			d, err = l.orHeld(ctx, e.shard, e.hash, d, reqs[i].Cost, since+1, patience)
+			err = l.orHeld(ctx, e.shard, e.hash, d, reqs[i].Cost, since+1, patience)
 		}
 		if err != nil {
 			ended = err
 		}
-		out[i], e.cause, e.left = d, cause, left
+		e.cause, e.left = cause, left
 	}
 	if ended != nil {
 		for i := range entries {

@@ -24,7 +24,8 @@ type request struct {
 	cost  int64
 	count int64 // callers it stands for: 1, or 0 when it only tells a debit; see group
 	hash  keyHash
-	name  []byte // the key in Redis
+	space keySpace
+	name  []byte // the key in Redis, empty until somebody asks for it: see key
 
 	// What the key owes its shard, told along the way; empty when nothing.
 	debit string
@@ -72,8 +73,17 @@ const (
 	stageAbandoned        // the caller left after it was sent
 )
 
+// key is the key in Redis. It is written when it is first needed: of calls that are one entry,
+// only the first needs it.
+func (r *request) key() []byte {
+	if len(r.name) == 0 {
+		r.name = r.space.append(r.name, r.hash)
+	}
+	return r.name
+}
+
 // MarshalBinary is how go-redis writes the key without a copy.
-func (r *request) MarshalBinary() ([]byte, error) { return r.name, nil }
+func (r *request) MarshalBinary() ([]byte, error) { return r.key(), nil }
 
 // newRequestPool makes the pool of one ring. It is not one for all rings: the channels of
 // requests belong to the testing/synctest bubble they were made in.
@@ -91,7 +101,7 @@ func (r *Ring) newRequest(kind opKind, rl *rule, h keyHash, cost int64) *request
 // begin makes a request ready for use.
 func (r *request) begin(kind opKind, rl *rule, h keyHash, space keySpace, cost int64) *request {
 	r.kind, r.rule, r.hash, r.cost = kind, rl, h, cost
-	r.name = space.append(r.name[:0], h)
+	r.space, r.name = space, r.name[:0]
 	r.now, r.status, r.granted, r.state, r.err, r.failed = 0, 0, 0, state{}, nil, nil
 	r.count, r.debit, r.owed, r.from = 1, "", owed{}, nil
 	r.wants, r.back, r.lent, r.asked, r.heir, r.extra, r.whole = 0, 0, [2]lent{}, 0, nil, 0, state{}

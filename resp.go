@@ -89,7 +89,7 @@ func appendScriptCall(b []byte, command, script string, reqs []*request, limits 
 	b = appendBulk(b, script)
 	b = appendNumber(b, int64(len(reqs)))
 	for _, r := range reqs {
-		b = appendBulk(b, r.name)
+		b = appendBulk(b, r.key())
 	}
 	b = appendNumber(b, int64(len(limits)))
 	for _, l := range limits {
@@ -117,7 +117,7 @@ func appendUnlink(b []byte, reqs []*request) []byte {
 	b = appendCount(b, 1+len(reqs))
 	b = appendBulk(b, "unlink")
 	for _, r := range reqs {
-		b = appendBulk(b, r.name)
+		b = appendBulk(b, r.key())
 	}
 	return b
 }

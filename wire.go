@@ -96,7 +96,7 @@ func (w *wire) sort(reqs []*request) {
 	const index = 16 // bits; a batch has 256 entries at most
 	w.order, w.reqs, w.calls = w.order[:0], w.reqs[:0], w.calls[:0]
 	for i, r := range reqs {
-		w.order = append(w.order, uint32(slotOf(tagOf(r.name)))<<index|uint32(i))
+		w.order = append(w.order, uint32(slotOf(tagOf(r.key())))<<index|uint32(i))
 	}
 	slices.Sort(w.order)
 	for i, o := range w.order {
