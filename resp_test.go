@@ -28,7 +28,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 		case string:
 			want = appendBulk(want, a)
 		case *request:
-			want = appendBulk(want, a.name)
+			want = appendBulk(want, a.key())
 		}
 	}
 	got, limits := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, reqs, nil)
@@ -38,7 +38,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	if head := "*55\r\n$7\r\nevalsha\r\n$40\r\n"; !strings.HasPrefix(string(got), head) {
 		t.Errorf("it begins with %q, want %q", got[:len(head)], head)
 	}
-	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].name), reqs[0].name); got != want {
+	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].key()), reqs[0].key()); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	for _, v := range []int64{0, 9, 10, 1023, 1024, -1, 1<<53 - 1} {

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "6f3635e0fea6c74fb8d79695fb7757a1dbdfd768"},
-		{"look on Redis", redisScripts.look, "3419d742e1e31678fdbae2ab2e1e6691d476dbf0"},
-		{"charge, plain", plainScripts.charge, "7b28be7c9e3cee73b7d30b5468367edca13c2ceb"},
-		{"look, plain", plainScripts.look, "1436ec8d11cd0bbbd9a1d2fd5459970e270c6db7"},
+		{"charge on Redis", redisScripts.charge, "8e4ab3099b41db2e0a9c4ee8e2c9b254cd5c4fd5"},
+		{"look on Redis", redisScripts.look, "83c577f56e644e13ed9991a9eb2ecdacae0fd766"},
+		{"charge, plain", plainScripts.charge, "9ea9652d59e70d45dfc940def413f81ca26a4008"},
+		{"look, plain", plainScripts.look, "89629cebf2ceda1ad54c6f0f9a7365e96e611af8"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

@@ -19,7 +19,7 @@ func inSlots(t *testing.T, kind opKind, slots int) []*request {
 	var full []int
 	for i := uint64(0); len(full) < slots; i++ {
 		r := freshRequest().begin(kind, rl, keyHash{i, 7}, space, 1)
-		slot := slotOf(tagOf(r.name))
+		slot := slotOf(tagOf(r.key()))
 		if by[slot] = append(by[slot], r); len(by[slot]) == 2 {
 			full = append(full, slot)
 		}
@@ -61,7 +61,7 @@ func TestAnOperationOfAClusterIsOneCallOfEachSlot(t *testing.T) {
 		for _, end := range w.calls {
 			call := w.reqs[first:end]
 			if len(call) != 2 || slices.Index(came, call[0]) > slices.Index(came, call[1]) ||
-				slotOf(tagOf(call[0].name)) != slotOf(tagOf(call[1].name)) {
+				slotOf(tagOf(call[0].key())) != slotOf(tagOf(call[1].key())) {
 				t.Errorf("call of %d keys that ends at %d: not one slot's, or not as they came", len(call), end)
 			}
 			switch kind {

@@ -51,7 +51,9 @@ for j = 1, number(ARGV[1]) do
   at = at + 8
 end
 
-local function run(bucket, log)
+-- short decides entries of buckets without fractions that are as usual, if there is a way that
+-- is shorter.
+local function run(bucket, log, short)
   local keys, args = KEYS, ARGV
   local reply, out = { now }, 1
   local i, n = 1, #keys
@@ -60,8 +62,12 @@ local function run(bucket, log)
     local more, debit = number(args[at + 4]), args[at + 5]
     local decide, last = limit[1] == '1' and bucket or log, i + number(args[at]) - 1
     at = at + 6
+    local as_usual = short and limit[1] == '1' and limit[2] == 1 and more == 0 and debit == '0'
+    local unit, bq, one = limit[8], limit[5], cost * limit[3]
     for e = i, last do
-      local status, granted, a, b, c = decide(keys[e], limit, cost, count, more, debit)
+      local status, granted, a, b, c = 0
+      if as_usual then granted, a = short(keys[e], unit, bq, one, count) end
+      if not granted then status, granted, a, b, c = decide(keys[e], limit, cost, count, more, debit) end
       reply[out + 1] = status
       reply[out + 2] = granted or 0
       reply[out + 3] = a or 0
@@ -77,4 +83,4 @@ end
 --@look
 return run(bucket_look, log_look)
 --@charge
-return run(bucket_charge, log_charge)
+return run(bucket_charge, log_charge, usual)
