@@ -1,6 +1,7 @@
 package ringfence
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -41,6 +42,8 @@ type request struct {
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
+	// watched is the caller's context where the alarm looks whether that is over, see wait.
+	watched context.Context
 
 	// The reply, written before done.
 	now     int64
@@ -119,6 +122,7 @@ func (r *request) release() {
 		return
 	}
 	r.inherit()
+	r.watched = nil
 	select {
 	case <-r.done:
 	default:
@@ -144,6 +148,11 @@ func (r *request) answer(err error) (late bool) {
 
 // gone says whether the caller left after the request was sent.
 func (r *request) gone() bool { return r.stage.Load() == stageAbandoned }
+
+// canceled says whether the caller's context, if it is watched, was canceled.
+func (r *request) canceled() bool {
+	return r.watched != nil && errors.Is(r.watched.Err(), context.Canceled)
+}
 
 // giveUp takes the request back for a caller whose time is over. It says whether it was
 // the one who did; then unsent says whether it had not been sent.
