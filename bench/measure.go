@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
+	"runtime"
 	"runtime/metrics"
 	"sync"
 	"time"
@@ -61,7 +63,8 @@ type sums struct {
 	granted       int64
 	away, failed  int64
 	lastErr       error
-	before, after usage // around the measured part
+	before, after usage         // around the measured part
+	pacer         time.Duration // CPU time of the open loop's pacer, a part of the client's
 }
 
 func addUp(callers []caller) *sums {
@@ -153,37 +156,37 @@ func (b *bench) closed(ctx context.Context, i *instance, c *calls, callers int, 
 }
 
 // openLoop makes rate calls a second at random instants, whether or not earlier ones have
-// been answered: each caller's arrivals are a Poisson process of rate/callers, and so are
-// all of them together one of rate. A caller that is late stays late: latency counts from
-// the intended arrival.
-func (b *bench) openLoop(ctx context.Context, i *instance, c *calls, callers int, rate float64, t timing) (*sums, error) {
-	all := make([]caller, callers)
-	var wg sync.WaitGroup
-	began := time.Now()
+// been answered; at most workers are under way at once, what is due beyond them waits.
+// Latency counts from the intended arrival.
+func (b *bench) openLoop(ctx context.Context, i *instance, c *calls, workers int, rate float64, t timing) (*sums, error) {
+	arrivals := schedule(c, workers, rate, t.warm+t.measured)
+	// A thread that sleeps in the kernel keeps its P until the runtime takes notice, which
+	// short sleeps escape. With one more the systems have as many as in the closed loop.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1))
+	all := make([]caller, workers)
+	p := &pacer{began: time.Now(), t: t}
+	began := p.began
 	body := func() {
-		for n := range all {
-			wg.Go(func() {
-				ctx, cancel := context.WithCancel(ctx)
-				defer cancel()
-				me, at := &all[n], c.start(n, callers)
-				gap := gaps(uint64(n), rate/float64(callers))
-				for due := gap(); due < t.warm+t.measured; due, at = due+gap(), at+1 {
-					time.Sleep(due - time.Since(began))
-					a, err := i.allow(ctx, c.at(at))
-					// Latency counts by the intended arrival, so that lateness cannot
-					// push slow calls out of the measured part; throughput by the end.
-					end := time.Since(began)
-					me.note(t, due, end, end-due, a, err)
-				}
-			})
-		}
-		wg.Wait()
+		play(arrivals, workers, func(turn func()) { p.deal(arrivals, turn) }, func(n int, mine iter.Seq[arrival]) {
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			me := &all[n]
+			for next := range mine {
+				a, err := i.allow(ctx, c.at(int(next.place)))
+				// Latency counts by the intended arrival, so that lateness cannot
+				// push slow calls out of the measured part; throughput by the end.
+				end := time.Since(began)
+				me.note(t, next.due, end, end-next.due, a, err)
+			}
+		})
 	}
 	before, after, err := b.watch(ctx, t, began, body)
 	if err != nil {
 		return nil, err
 	}
 	s := addUp(all)
-	s.before, s.after = before, after
+	// Keys are those of the callers whose arrivals they were, whoever made the calls.
+	s.attempts = attempts(arrivals, workers)
+	s.before, s.after, s.pacer = before, after, p.cpu
 	return s, nil
 }

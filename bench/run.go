@@ -220,7 +220,7 @@ func (s *sums) cell(t timing) cell {
 	one.perSecond = float64(s.finished) / t.measured.Seconds()
 	wall := s.after.at.Sub(s.before.at)
 	if decisions := float64(s.finished) * float64(wall) / float64(t.measured); decisions > 0 {
-		one.client = time.Duration(float64(s.after.client-s.before.client) / decisions)
+		one.client = time.Duration(float64(s.after.client-s.before.client-s.pacer) / decisions)
 		one.server = time.Duration(float64(s.after.server-s.before.server) / decisions)
 		one.allocs = float64(s.after.allocs-s.before.allocs) / decisions
 		one.bytes = float64(s.after.bytes-s.before.bytes) / decisions

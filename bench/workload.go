@@ -32,7 +32,8 @@ const (
 	manyKeys = 100_000
 	// openRate is S1.12's million a minute.
 	openRate = 16_700
-	// openCallers is how many calls of the open loop can be under way at once.
+	// openCallers is how many calls of the open loop can be under way at once, and of how
+	// many Poisson processes its arrivals are made.
 	openCallers = 1024
 )
 
