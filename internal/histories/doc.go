@@ -35,9 +35,30 @@
 // is denied only if it would not have fitted; no acknowledged charge is lost, made twice, or
 // made before its call or after its return; no call sees what a later one did.
 //
+// # Leases
+//
+// Quota that processes have taken ahead ([ringfence.WithLease]) is used where and when no
+// server sees it, so the counter cannot say what a primary has to answer. Simulations with
+// leases have windows of seconds and are judged by time instead:
+//
+//   - [CheckQuota]: what primaries and leases admit keeps to the limit by the instants at
+//     which it is used, a log's exactly and a bucket's but for what was held when the time
+//     began. Some runs have a limit that never comes back and is used up to the end, where
+//     one unit that is admitted twice shows.
+//   - [CheckDenials]: in good weather, with nothing used to begin with, a primary denies for
+//     what was used and what other processes hold, and a log for a lease's life longer.
+//   - When all has been at rest for a window and a lease's life, the clients of one process
+//     can have the whole limit; no process holds more than its bounds.
+//
+// Processes are closed in the middle and others take their places. In a third of the runs
+// servers are emptied, their clocks stepped, replicas that lag promoted and keys Reset: such
+// an event excuses as much as the limit, so the others are the strict ones.
+//
 // # What is not shown
 //
-//   - Refill and expiry: the differential tests compare those with an exact referee.
+//   - Refill and expiry without leases: the differential tests compare those with an exact
+//     referee.
+//   - That denials out of the near cache are due where leases are returned elsewhere.
 //   - That shares and policies keep to their bounds: the fault matrix and the tests of the
 //     ladder measure what they admit. Here they only explain charges of the primary.
 //   - The order of two entries for one key within one AllowMany.

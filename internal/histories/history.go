@@ -26,11 +26,13 @@ const (
 	Lag
 	// Quiet is an instant at which nothing was on its way to any shard.
 	Quiet
+	// Step is a step of a shard's clock, which only CheckQuota knows.
+	Step
 )
 
 // String returns the kind's name in a printed history.
 func (k Kind) String() string {
-	return []string{"charge", "look", "reset", "wipe", "lag", "quiet"}[k]
+	return []string{"charge", "look", "reset", "wipe", "lag", "quiet", "step"}[k]
 }
 
 // Key is a counter: one key of one limiter.
@@ -58,6 +60,8 @@ type Event struct {
 	Began, Took time.Duration
 	// Cost is how many units were asked for.
 	Cost int64
+	// Forward is how far a clock was stepped, negative for back.
+	Forward time.Duration
 	// Decision and Err are what the caller got.
 	Decision ringfence.Decision
 	Err      error
@@ -67,6 +71,8 @@ type Event struct {
 func (e Event) String() string {
 	head := fmt.Sprintf("%12v +%-11v client %-2d %-6s", e.Began, e.Took, e.Client, e.Kind)
 	switch {
+	case e.Kind == Step:
+		return fmt.Sprintf("%s of shard %s's clock by %v", head, e.Shard, e.Forward)
 	case e.Kind >= Wipe:
 		return head + " of shard " + e.Shard
 	case e.Err != nil:
@@ -119,6 +125,13 @@ func (r *Recorder) Wiped(shard string, f func()) { r.fault(Wipe, shard, f) }
 // Lagged calls f, which puts a replica into the place of a shard's primary. It may lack any
 // of the primary's charges.
 func (r *Recorder) Lagged(shard string, f func()) { r.fault(Lag, shard, f) }
+
+// Stepped calls f, which puts a shard's clock forward by so much, or back if that is negative.
+func (r *Recorder) Stepped(shard string, by time.Duration, f func()) {
+	call, began := r.begin()
+	f()
+	r.end(call, began, Event{Kind: Step, Shard: shard, Forward: by, Client: -1})
+}
 
 // Quiet notes that nothing is on its way to any shard now: whoever was not charged by now
 // will not be. It is wrong to say so while calls are under way.

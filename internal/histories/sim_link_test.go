@@ -66,7 +66,11 @@ func (l *simLink) carryRequests() {
 			}
 			continue
 		}
-		l.cutting.Store(fate < w.lost+w.cut)
+		cut := w.cut
+		if w.returns > 0 && bytes.Contains(buf[:size], []byte("\r\n-")) { // a debit below zero
+			cut = w.returns
+		}
+		l.cutting.Store(fate < w.lost+cut)
 		if _, err := l.back.Write(buf[:size]); err != nil {
 			return
 		}
@@ -91,11 +95,7 @@ func (l *simLink) carryReplies() {
 	}
 }
 
-func (l *simLink) now() weather {
-	l.server.mu.Lock()
-	defer l.server.mu.Unlock()
-	return l.server.weather
-}
+func (l *simLink) now() weather { return l.server.now() }
 
 // commands is how many commands a request holds.
 func commands(request []byte) int {

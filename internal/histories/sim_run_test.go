@@ -36,7 +36,15 @@ type simulation struct {
 	timeout  time.Duration // of an operation
 	budget   time.Duration
 	replicas bool
+	faults   int           // kinds of them, see storm
+	lull     time.Duration // the longest between two
+	fair     weather       // between two
 	round    uint64
+
+	processes int
+	policy    ringfence.FailurePolicy
+	failures  int // at least so many open a breaker
+	limits    func(process int) []simLimit
 
 	mu     sync.Mutex
 	broken []error // promises, other than those of the history
@@ -44,9 +52,13 @@ type simulation struct {
 
 // simShard is a primary and, in half of the runs, a replica that lags behind.
 type simShard struct {
-	id      string
+	id string
+
+	mu      sync.Mutex // guards who is who, and what the replica has
 	primary *simServer
 	replica *simServer
+	// first and second are their addresses in the beginning.
+	first, second string
 }
 
 // simProcess is what one process of a service has.
@@ -54,6 +66,14 @@ type simProcess struct {
 	ring     *ringfence.Ring
 	metrics  *prometheus.Registry
 	limiters []*ringfence.Limiter
+	closed   bool // in the middle of a run
+}
+
+// simLimit is a limiter of a process.
+type simLimit struct {
+	name    string
+	limit   ringfence.Limit
+	options []ringfence.LimiterOption
 }
 
 // outcome is what came of a run.
@@ -120,6 +140,7 @@ func simulate(t *testing.T, seed uint64, bug plant) (o outcome) {
 func newSimulation(seed uint64, bug plant) *simulation {
 	s := &simulation{
 		seed: seed, plan: stream(seed, 0), recorder: NewRecorder(), servers: map[string]*simServer{},
+		faults: 9, lull: 8 * time.Second, failures: 1,
 	}
 	s.longest = s.plan.between(500*time.Millisecond, 5*time.Second)
 	s.timeout = s.plan.between(50*time.Millisecond, 400*time.Millisecond)
@@ -137,10 +158,23 @@ func newSimulation(seed uint64, bug plant) *simulation {
 			shard.replica.replID = shard.id
 			s.servers[shard.replica.addr] = shard.replica
 		}
+		shard.first = shard.primary.addr
+		if s.replicas {
+			shard.second = shard.replica.addr
+		}
 		s.shards = append(s.shards, shard)
 	}
 	for i := range 1 + s.plan.IntN(3) {
 		s.keys = append(s.keys, fmt.Sprintf("key%d", i))
+	}
+	s.processes = 1 + s.plan.IntN(3)
+	limit := int64(8 + s.plan.IntN(40))
+	s.policy = ringfence.FailurePolicy(s.plan.IntN(3))
+	s.limits = func(int) []simLimit {
+		return []simLimit{
+			{name: "bucket", limit: ringfence.TokenBucket{Rate: 1, Per: (year / time.Duration(limit)).Truncate(time.Second), Burst: limit}},
+			{name: "log", limit: ringfence.SlidingLog{Limit: limit, Window: year}},
+		}
 	}
 	return s
 }
@@ -151,56 +185,57 @@ func (s *simulation) open() error {
 			return err
 		}
 	}
-	var shards []ringfence.ShardConfig
-	for _, shard := range s.shards {
-		c := ringfence.ShardConfig{ID: shard.id, Primary: "redis://" + shard.primary.addr}
-		if shard.replica != nil {
-			c.Replicas = []string{"redis://" + shard.replica.addr}
-		}
-		shards = append(shards, c)
-	}
-	processes := 1 + s.plan.IntN(3)
-	limit := int64(8 + s.plan.IntN(40))
-	policy := ringfence.FailurePolicy(s.plan.IntN(3))
-	for i := range processes {
-		chance := mix(s.seed, 4, uint64(i))
-		var calls sync.Mutex
-		p := &simProcess{metrics: prometheus.NewRegistry()}
-		ring, err := ringfence.Open(context.Background(), ringfence.Config{
-			Shards: shards, HashKey: binary.LittleEndian.AppendUint64(make([]byte, 8), s.seed),
-			Instances: processes, InstanceID: fmt.Sprint(i), Policy: policy,
-			Budget: s.budget, OperationTimeout: s.timeout, InFlight: 1 + s.plan.IntN(4), MaxBatch: 1 + s.plan.IntN(16),
-			Breaker:    ringfence.BreakerConfig{MaxOpenPeriod: s.longest, Failures: 1 + s.plan.IntN(4)},
-			Registerer: p.metrics, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-			Dialer: func(ctx context.Context, _, addr string) (net.Conn, error) { return s.servers[addr].dial(ctx) },
-			Rand: func() uint64 {
-				calls.Lock()
-				defer calls.Unlock()
-				chance = mix(chance)
-				return chance
-			},
-		})
+	for i := range s.processes {
+		p, err := s.openProcess(i, s.plan)
 		if err != nil {
 			return err
-		}
-		p.ring = ring
-		for name, l := range map[string]ringfence.Limit{
-			"bucket": ringfence.TokenBucket{Rate: 1, Per: (year / time.Duration(limit)).Truncate(time.Second), Burst: limit},
-			"log":    ringfence.SlidingLog{Limit: limit, Window: year},
-		} {
-			limiter, err := ring.Limiter(name, l)
-			if err != nil {
-				return err
-			}
-			p.limiters = append(p.limiters, limiter)
-		}
-		if p.limiters[0].Name() != "bucket" { // a map has no order
-			p.limiters[0], p.limiters[1] = p.limiters[1], p.limiters[0]
 		}
 		s.rings = append(s.rings, p)
 		time.Sleep(s.plan.between(0, time.Second)) // or they would check up on the shards together
 	}
 	return nil
+}
+
+// openProcess opens what a process has. No two have the same number.
+func (s *simulation) openProcess(number int, draw draws) (*simProcess, error) {
+	var shards []ringfence.ShardConfig
+	for _, shard := range s.shards {
+		c := ringfence.ShardConfig{ID: shard.id, Primary: "redis://" + shard.first}
+		if shard.replica != nil {
+			c.Replicas = []string{"redis://" + shard.second}
+		}
+		shards = append(shards, c)
+	}
+	chance := mix(s.seed, 4, uint64(number))
+	var calls sync.Mutex
+	p := &simProcess{metrics: prometheus.NewRegistry()}
+	ring, err := ringfence.Open(context.Background(), ringfence.Config{
+		Shards: shards, HashKey: binary.LittleEndian.AppendUint64(make([]byte, 8), s.seed),
+		Instances: s.processes, InstanceID: fmt.Sprint(number), Policy: s.policy,
+		Budget: s.budget, OperationTimeout: s.timeout, InFlight: 1 + draw.IntN(4), MaxBatch: 1 + draw.IntN(16),
+		Breaker:    ringfence.BreakerConfig{MaxOpenPeriod: s.longest, Failures: s.failures + draw.IntN(4)},
+		Registerer: p.metrics, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Dialer: func(ctx context.Context, _, addr string) (net.Conn, error) { return s.servers[addr].dial(ctx) },
+		Rand: func() uint64 {
+			calls.Lock()
+			defer calls.Unlock()
+			chance = mix(chance)
+			return chance
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	p.ring = ring
+	for _, l := range s.limits(number) {
+		limiter, err := ring.Limiter(l.name, l.limit, l.options...)
+		if err != nil {
+			_ = ring.Close()
+			return nil, err
+		}
+		p.limiters = append(p.limiters, limiter)
+	}
+	return p, nil
 }
 
 // play lets clients call and faults happen for a while.
@@ -217,14 +252,20 @@ func (s *simulation) play(length time.Duration) {
 			client++
 		}
 	}
+	s.storms(&all, end)
+	all.Wait()
+}
+
+// storms begins the bad weather at all servers.
+func (s *simulation) storms(all *sync.WaitGroup, end time.Time) {
 	for i, shard := range s.shards {
-		all.Go(func() { s.storm(shard.id, shard.primary, stream(s.seed, 6, s.round, uint64(i)), end) })
-		if shard.replica != nil {
-			all.Go(func() { s.storm("", shard.replica, stream(s.seed, 7, s.round, uint64(i)), end) })
+		primary, replica := shard.primary, shard.replica // they may change places
+		all.Go(func() { s.storm(shard.id, primary, stream(s.seed, 6, s.round, uint64(i)), end) })
+		if replica != nil {
+			all.Go(func() { s.storm("", replica, stream(s.seed, 7, s.round, uint64(i)), end) })
 			all.Go(func() { s.replicate(shard, stream(s.seed, 8, s.round, uint64(i)), end) })
 		}
 	}
-	all.Wait()
 }
 
 // call is one client.
@@ -274,8 +315,8 @@ func (s *simulation) callOnce(c *Caller, p *simProcess, draw draws) {
 // storm makes bad weather at a server, with fine days in between. Only the faults of
 // primaries are told to the history.
 func (s *simulation) storm(shard string, server *simServer, draw draws, end time.Time) {
-	for {
-		time.Sleep(draw.between(100*time.Millisecond, 8*time.Second))
+	for server.set(s.fair); ; {
+		time.Sleep(draw.between(100*time.Millisecond, s.lull))
 		if !time.Now().Before(end) {
 			return
 		}
@@ -284,7 +325,11 @@ func (s *simulation) storm(shard string, server *simServer, draw draws, end time
 			length = draw.between(time.Second, 12*time.Second)
 		}
 		wait := func() { time.Sleep(min(length, time.Until(end)+draw.between(0, time.Second))) }
-		switch draw.IntN(9) {
+		kind := draw.IntN(s.faults)
+		if kind > 10 { // the last three twice as often
+			kind -= 3
+		}
+		switch kind {
 		case 0:
 			server.set(weather{slow: draw.between(0, 4*s.budget)})
 			wait()
@@ -321,8 +366,16 @@ func (s *simulation) storm(shard string, server *simServer, draw draws, end time
 				s.recorder.Wiped(shard, server.m.FlushAll)
 			}
 			wait()
+		case 9: // from here on only where quota is judged, see leaseRun
+			if shard != "" {
+				s.step(shard, server, draw)
+			}
+		case 10:
+			if shard != "" {
+				s.failOver(shard, server, draw, wait)
+			}
 		}
-		server.set(weather{})
+		server.set(s.fair)
 	}
 }
 
@@ -330,51 +383,39 @@ func (s *simulation) storm(shard string, server *simServer, draw draws, end time
 func (s *simulation) replicate(shard *simShard, draw draws, end time.Time) {
 	for time.Now().Before(end) {
 		time.Sleep(draw.between(10*time.Millisecond, 2*time.Second))
-		shard.primary.mu.Lock()
-		down := shard.primary.weather.down
-		shard.primary.mu.Unlock()
-		if down {
-			continue
-		}
-		from, to := shard.primary.m, shard.replica.m
-		to.FlushAll()
-		for _, k := range from.Keys() {
-			switch from.Type(k) {
-			case "hash":
-				fields, _ := from.HKeys(k) // it is one
-				for _, f := range fields {
-					to.HSet(k, f, from.HGet(k, f))
-				}
-			case "zset":
-				members, _ := from.SortedSet(k) // it is one
-				for m, score := range members {
-					_, _ = to.ZAdd(k, score, m) // it was empty
-				}
+		shard.copy()
+	}
+}
+
+// copy makes the replica have what the primary has.
+func (shard *simShard) copy() {
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+	if shard.primary.now().down {
+		return
+	}
+	from, to := shard.primary.m, shard.replica.m
+	to.FlushAll()
+	for _, k := range from.Keys() {
+		switch from.Type(k) {
+		case "hash":
+			fields, _ := from.HKeys(k) // it is one
+			for _, f := range fields {
+				to.HSet(k, f, from.HGet(k, f))
 			}
-			to.SetTTL(k, from.TTL(k))
+		case "zset":
+			members, _ := from.SortedSet(k) // it is one
+			for m, score := range members {
+				_, _ = to.ZAdd(k, score, m) // it was empty
+			}
 		}
+		to.SetTTL(k, from.TTL(k))
 	}
 }
 
 // heal ends all faults, and looks whether the rings find their way back.
 func (s *simulation) heal() {
-	for _, server := range s.servers {
-		server.set(weather{})
-		server.requests.set(false)
-		server.replies.set(false)
-	}
-	time.Sleep(2 * s.longest)
-	for i, p := range s.rings {
-		for _, shard := range p.ring.Stats() {
-			if shard.Breaker.State != ringfence.BreakerClosed {
-				s.breaks(fmt.Errorf("process %d: the breaker of shard %s is %s, %v after the last fault (%v): %s",
-					i, shard.ID, shard.Breaker.State, 2*s.longest, time.Since(s.recorder.start)-2*s.longest, shard.Breaker.LastError))
-			}
-		}
-	}
-	// Nothing is carried any more, and no operation takes longer than its time-out.
-	time.Sleep(s.timeout)
-	s.recorder.Quiet()
+	s.calm()
 	for i, p := range s.rings {
 		c := &Caller{Recorder: s.recorder, Process: i, Client: 100 + i, Budget: s.budget, Broken: s.breaks}
 		for _, l := range p.limiters {
@@ -392,9 +433,36 @@ func (s *simulation) heal() {
 	}
 }
 
+// calm ends all faults, and looks whether the rings notice.
+func (s *simulation) calm() {
+	for _, server := range s.servers {
+		server.set(weather{})
+		server.requests.set(false)
+		server.replies.set(false)
+	}
+	time.Sleep(2 * s.longest)
+	for i, p := range s.rings {
+		if p.closed {
+			continue
+		}
+		for _, shard := range p.ring.Stats() {
+			if shard.Breaker.State != ringfence.BreakerClosed {
+				s.breaks(fmt.Errorf("process %d: the breaker of shard %s is %s, %v after the last fault (%v): %s",
+					i, shard.ID, shard.Breaker.State, 2*s.longest, time.Since(s.recorder.start)-2*s.longest, shard.Breaker.LastError))
+			}
+		}
+	}
+	// Nothing is carried any more, and no operation takes longer than its time-out.
+	time.Sleep(s.timeout)
+	s.recorder.Quiet()
+}
+
 // count compares the metrics with the history.
 func (s *simulation) count(events []Event) {
 	for i, p := range s.rings {
+		if p.closed { // and its metrics gone
+			continue
+		}
 		got, err := decisions(p.metrics)
 		if err != nil {
 			s.breaks(err)
@@ -408,17 +476,24 @@ func (s *simulation) count(events []Event) {
 
 func (s *simulation) close() {
 	for i, p := range s.rings {
-		began := time.Now()
-		if err := p.ring.Close(); err != nil {
-			s.breaks(fmt.Errorf("process %d: Close: %w", i, err))
-		}
-		if took := time.Since(began); took > 2*time.Second {
-			s.breaks(fmt.Errorf("process %d: Close took %v", i, took))
+		if !p.closed {
+			s.closeProcess(i, p)
 		}
 	}
 	for _, server := range s.servers {
 		server.close()
 	}
+}
+
+func (s *simulation) closeProcess(number int, p *simProcess) {
+	began := time.Now()
+	if err := p.ring.Close(); err != nil {
+		s.breaks(fmt.Errorf("process %d: Close: %w", number, err))
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		s.breaks(fmt.Errorf("process %d: Close took %v", number, took))
+	}
+	p.closed = true
 }
 
 func (s *simulation) breaks(err error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -38,6 +39,7 @@ type simServer struct {
 	replies  gate
 	plant    plant
 	writes   uint64
+	ahead    time.Duration // by which its clock is
 }
 
 // weather is what a server and its network are doing now. The zero value is a fine day.
@@ -47,6 +49,7 @@ type weather struct {
 	slow     time.Duration // at most added to each way
 	lost     float64       // part of requests after which the connection is cut, unexecuted
 	cut      float64       // part of requests that are executed, and the connection cut
+	returns  float64       // the same of requests that return what was taken ahead
 	says     string        // what it answers to everything
 }
 
@@ -82,6 +85,13 @@ func (s *simServer) start() error {
 // between answers what miniredis does not know, and hands on the rest.
 func (s *simServer) between(c *server.Peer, cmd string, args ...string) bool {
 	switch cmd {
+	case "TIME":
+		s.mu.Lock()
+		us := time.Now().Add(s.ahead).UnixMicro()
+		s.mu.Unlock()
+		c.WriteLen(2)
+		c.WriteBulk(strconv.FormatInt(us/1e6, 10))
+		c.WriteBulk(strconv.FormatInt(us%1e6, 10))
 	case "INFO":
 		c.WriteBulk(s.info())
 	case "SCRIPT":
@@ -159,6 +169,12 @@ func (s *simServer) info() string {
 		return text + fmt.Sprintf("role:master\r\nmaster_replid:%s\r\nmaster_replid2:%s\r\n", s.replID, s.replID2)
 	}
 	return text + fmt.Sprintf("role:slave\r\nmaster_replid:%s\r\nmaster_link_status:up\r\nmaster_last_io_seconds_ago:0\r\n", s.replID)
+}
+
+func (s *simServer) now() weather {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.weather
 }
 
 // set changes the weather.
