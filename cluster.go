@@ -432,7 +432,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 func (n *clusterNode) command(ctx context.Context, call, script string, reqs []*request) once {
-	args, _ := appendArgs([]any{call, script}, reqs, nil)
+	args, _ := appendArgs([]any{call, script}, false, reqs, nil)
 	for i := range reqs { // go-redis routes by text
 		args[3+i] = string(reqs[i].key())
 	}

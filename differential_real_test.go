@@ -316,15 +316,15 @@ var mutations = []struct{ name, old, mutant string }{
 	{"a lone bucket does not hold its last token", "count = floor((bq - d) / one)", "count = math.ceil((bq - d) / one) - 1"},
 	{"some of a lone call's callers are none", "count = floor((bq - d) / one)", "count = 0"},
 	{"all callers of a lone call pay for one", "d = d + count * one", "d = d + one"},
-	{"a lone call takes more ahead than is left", "and args[14] == '0' and args[15]", "and args[15]"},
 	{"a lone bucket is not refilled", "d = full > now and full - now or 0", "d = full > now and d or 0"},
 	{"a lone bucket fills beyond full", "d = full > now and full - now or 0", "d = full - now"},
 	{"a lone call takes another limit's bucket as it is", "if state[4] == unit then", "if state[4] then"},
-	{"a lone call has no fractions to pay", "args[3] == '1' and args[14]", "args[14]"},
 	{"a lone call goes back with the server's clock", "and d <= bq and t <= now and", "and d <= bq and"},
-	{"a lone call tells no debit", "args[15] == '0' and not", "not"},
-	{"a run is a lone call", " and not KEYS[2] then", " then"},
-	{"a lone call takes one token", "number(args[12]) * number(args[4])", "number(args[4])"},
+	{"a lone call takes one token", "number(args[5]) * number(args[3])", "number(args[3])"},
+	{"a lone call that is not as usual has another cost", "'1', '1', args[5], args[6], '0', '0',", "'1', '1', '1', args[6], '0', '0',"},
+	{"a lone call that is not as usual has another burst", "string.match(args[2], '%d+$')", "'1'"},
+	{"a lone call that is not as usual has another rate", "'1', '1', '1', args[3], '0', args[4]", "'1', '1', '1', '1', '0', args[4]"},
+	{"a lone call that is not as usual has another capacity", "args[3], '0', args[4], '0',", "args[3], '0', '1', '0',"},
 	{"a lone bucket that is new has no time to live", "'t', now_text, 'u', unit)\n    keep(key, d)", "'t', now_text, 'u', unit)"},
 	{"a lone bucket's time to live is not renewed", "if d + now >= full", "if false and d + now >= full"},
 	{"what is taken ahead is decided as usual", "limit[2] == 1 and more == 0 and debit", "limit[2] == 1 and debit"},
@@ -443,7 +443,7 @@ func mutate(t *testing.T, from scripts, old, mutant string) scripts {
 		found = true
 		text := strings.ReplaceAll(s.text, old, mutant)
 		sum := sha1.Sum([]byte(text))
-		return script{text: text, sha: hex.EncodeToString(sum[:])}
+		return script{text: text, sha: hex.EncodeToString(sum[:]), brief: s.brief}
 	}
 	out := scripts{charge: one(from.charge), look: one(from.look)}
 	if !found {

@@ -98,7 +98,7 @@ func newRawLoad(b *testing.B, addr string, l *Limiter, keys []string) *rawLoad {
 			h := l.keys.hash(keys[rand.IntN(len(keys))])
 			reqs = append(reqs, l.ring.newRequest(opCharge, l.rule, h, 1))
 		}
-		frame, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, reqs, nil)
+		frame, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, true, reqs, nil)
 		load.frames = append(load.frames, frame)
 	}
 	return load

@@ -61,8 +61,20 @@ func appendNumber(b []byte, v int64) []byte {
 }
 
 // appendScriptCall appends one script call: EVALSHA and its like with a digest, or EVAL
-// with the text. limits is scratch space for the table of limits.
-func appendScriptCall(b []byte, command, script string, reqs []*request, limits []*rule) ([]byte, []*rule) {
+// with the text. brief says that the script takes the short form; limits is scratch space
+// for the table of limits.
+func appendScriptCall(b []byte, command, script string, brief bool, reqs []*request, limits []*rule) ([]byte, []*rule) {
+	if brief && saidBriefly(reqs) {
+		r := reqs[0]
+		b = appendCount(b, 10)
+		b = appendBulk(b, command)
+		b = appendBulk(b, script)
+		b = appendNumber(b, 1)
+		b = appendBulk(b, r.key())
+		b = append(b, r.rule.brief...)
+		b = appendNumber(b, r.cost)
+		return appendNumber(b, r.count), limits
+	}
 	runs := 0
 	for i, r := range reqs {
 		if i == 0 || !r.likes(reqs[i-1]) {

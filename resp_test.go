@@ -21,7 +21,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	}
 	reqs[1].count, reqs[2].debit, reqs[3].count = 4711, "3@17,1@2", 0
 	reqs[3].leaser = &request{wants: 12}
-	args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, reqs, nil)
+	args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, true, reqs, nil)
 	want := appendCount(nil, len(args))
 	for _, a := range args {
 		switch a := a.(type) {
@@ -31,7 +31,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 			want = appendBulk(want, a.key())
 		}
 	}
-	got, limits := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, reqs, nil)
+	got, limits := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, true, reqs, nil)
 	if string(got) != string(want) || len(limits) != 2 {
 		t.Errorf("%q\nwant\n%q", got, want)
 	}

@@ -33,10 +33,12 @@ const (
 	replyEntries = 5 // values an entry has in the reply
 )
 
-// script is one assembled script. shaArg is sha as an argument, boxed once.
+// script is one assembled script. shaArg is sha as an argument, boxed once; brief says that it
+// takes the short form of a call, see saidBriefly.
 type script struct {
 	text, sha string
 	shaArg    any
+	brief     bool
 }
 
 // scripts are the scripts of a ring in the form one kind of server understands.
@@ -76,7 +78,9 @@ func assemble(head, part string) script {
 		}
 		b.WriteString(withoutComments(common + own))
 	}
-	return finish(b.String())
+	s := finish(b.String())
+	s.brief = part == "charge"
+	return s
 }
 
 // withoutComments leaves out what Redis need not keep.
@@ -119,10 +123,21 @@ func numberArg(v int64) any {
 	return strconv.FormatInt(v, 10)
 }
 
-// appendArgs appends KEYS and ARGV of one script call, the number of keys first. limits
-// is scratch space for the table of limits.
-func appendArgs(args []any, reqs []*request, limits []*rule) ([]any, []*rule) {
+// saidBriefly says whether a charge is one usual entry of a bucket without fractions, which is
+// said in fewer words: see scripts/lone.lua.
+func saidBriefly(reqs []*request) bool {
+	r := reqs[0]
+	return len(reqs) == 1 && r.rule.brief != "" && r.debit == "" && r.more() == 0
+}
+
+// appendArgs appends KEYS and ARGV of one script call, the number of keys first. brief says
+// that the script takes the short form; limits is scratch space for the table of limits.
+func appendArgs(args []any, brief bool, reqs []*request, limits []*rule) ([]any, []*rule) {
 	args = append(args, numberArg(int64(len(reqs))))
+	if brief && saidBriefly(reqs) {
+		r := reqs[0]
+		return append(args, r, smallNumbers[0], r.rule.args[7], r.rule.args[2], r.rule.args[4], numberArg(r.cost), numberArg(r.count)), limits
+	}
 	for _, r := range reqs {
 		args = append(args, r)
 		r.limit = -1

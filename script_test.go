@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "8e4ab3099b41db2e0a9c4ee8e2c9b254cd5c4fd5"},
-		{"look on Redis", redisScripts.look, "83c577f56e644e13ed9991a9eb2ecdacae0fd766"},
-		{"charge, plain", plainScripts.charge, "9ea9652d59e70d45dfc940def413f81ca26a4008"},
-		{"look, plain", plainScripts.look, "89629cebf2ceda1ad54c6f0f9a7365e96e611af8"},
+		{"charge on Redis", redisScripts.charge, "5ea0be73cb35425239e54bf237a0b723fcd80056"},
+		{"look on Redis", redisScripts.look, "1fbdb318e5cdbb870770b5394477ada2493f2465"},
+		{"charge, plain", plainScripts.charge, "04e11cd04b5bc131f25d6cf4344ca11f7b666b87"},
+		{"look, plain", plainScripts.look, "710bceffcac89bd5223cd0f0feaa6ba9c0657636"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {
@@ -94,7 +94,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 	}
 	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
 	other := freshRequest().begin(opCharge, r.rule, keyHash{}, newKeySpace("rf"), 2)
-	args, limits := appendArgs(nil, []*request{r, r, other}, nil)
+	args, limits := appendArgs(nil, true, []*request{r, r, other}, nil)
 	if len(limits) != 1 || len(args) != 1+3+1+limitArgs+2*runArgs {
 		t.Errorf("%d arguments, %d limits", len(args), len(limits))
 	}

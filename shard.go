@@ -247,7 +247,7 @@ var callPool = sync.Pool{New: func() any { return new(callBuffers) }}
 // are the commands' names, as arguments: a string constant costs no allocation so.
 func (n *redisNode) run(ctx context.Context, call, callText any, s script, reqs []*request) error {
 	b := callPool.Get().(*callBuffers)
-	b.args, b.limits = appendArgs(append(b.args[:0], call, s.shaArg), reqs, b.limits[:0])
+	b.args, b.limits = appendArgs(append(b.args[:0], call, s.shaArg), s.brief, reqs, b.limits[:0])
 	cmd := once{redis.NewIntSliceCmd(ctx, b.args...)}
 	err := n.client.Process(ctx, cmd)
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {

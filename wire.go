@@ -135,7 +135,7 @@ func (w *wire) frameCall(s *wireScripts, reqs []*request, byText bool) {
 	case byText:
 		command, text = "eval", s.charge.text
 	}
-	w.out, w.limits = appendScriptCall(w.out, command, text, reqs, w.limits[:0])
+	w.out, w.limits = appendScriptCall(w.out, command, text, w.kind == opCharge, reqs, w.limits[:0])
 }
 
 // await says which reply is due.

@@ -66,9 +66,9 @@ func TestAnOperationOfAClusterIsOneCallOfEachSlot(t *testing.T) {
 			}
 			switch kind {
 			case opCharge:
-				want, _ = appendScriptCall(want, "evalsha", redisScripts.charge.sha, call, nil)
+				want, _ = appendScriptCall(want, "evalsha", redisScripts.charge.sha, true, call, nil)
 			case opLook:
-				want, _ = appendScriptCall(want, "evalsha_ro", redisScripts.look.sha, call, nil)
+				want, _ = appendScriptCall(want, "evalsha_ro", redisScripts.look.sha, false, call, nil)
 			default:
 				want = appendUnlink(want, call)
 			}
@@ -213,7 +213,7 @@ func TestOnlyTheCallsThatWantTheScriptAreSentAgain(t *testing.T) {
 			if i == 0 {
 				command, text = "eval", redisScripts.charge.text
 			}
-			want, _ = appendScriptCall(want, command, text, sorted[2*call:2*call+2], nil)
+			want, _ = appendScriptCall(want, command, text, true, sorted[2*call:2*call+2], nil)
 		}
 		heard := make([]byte, len(want))
 		done := make(chan struct{})

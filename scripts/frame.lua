@@ -28,6 +28,8 @@
 --           what was taken ahead and is given back: "-units" (token bucket) or
 --           "-units@score,..." (sliding log)
 --
+-- A charge of one entry may be shorter, see lone.lua: then ARGV[1] is 0.
+--
 -- Every number is an integer below 2^53: those are exact in Lua. They are written
 -- out with %d, because tostring keeps 14 digits on Redis, and as text, because Redis
 -- takes longer than Lua to write a number.
@@ -43,10 +45,10 @@
 
 local limits = {}
 local at = 2
-for j = 1, number(ARGV[1]) do
+for j = 1, number(args[1]) do
   limits[j] = {
-    ARGV[at], number(ARGV[at + 1]), number(ARGV[at + 2]), number(ARGV[at + 3]),
-    number(ARGV[at + 4]), number(ARGV[at + 5]), number(ARGV[at + 6]), ARGV[at + 7],
+    args[at], number(args[at + 1]), number(args[at + 2]), number(args[at + 3]),
+    number(args[at + 4]), number(args[at + 5]), number(args[at + 6]), args[at + 7],
   }
   at = at + 8
 end
@@ -54,7 +56,7 @@ end
 -- short decides entries of buckets without fractions that are as usual, if there is a way that
 -- is shorter.
 local function run(bucket, log, short)
-  local keys, args = KEYS, ARGV
+  local keys, args = KEYS, args
   local reply, out = { now }, 1
   local i, n = 1, #keys
   while i <= n do

@@ -3,19 +3,13 @@
 
 local call, pcall, number = redis.call, redis.pcall, tonumber
 local floor, format = math.floor, string.format
+local args = ARGV
 
 -- Time is this server's own, read once. now is us since 1970, now_text the same as text:
 -- Redis takes longer to write a number of 16 digits than to read a key.
 local time = call('TIME')
 local now = time[1] * 1000000 + time[2]
 local now_text = format('%d', now)
-
--- How many of more calls of this cost are taken ahead when callers have left left units: an
--- eighth of them at most, so that near the limit nobody takes what others need at once. None
--- if a caller did not fit: then less than the cost is left.
-local function ahead_of(left, cost, more)
-  return math.max(0, math.min(more, floor(left / (8 * cost))))
-end
 
 --@look
 --@charge

@@ -28,6 +28,13 @@
 -- day; and if the part of a token were dropped, denied calls under two limits by turns
 -- would keep it from ever growing.
 
+-- How many of more calls of this cost are taken ahead when callers have left left units: an
+-- eighth of them at most, so that near the limit nobody takes what others need at once. None
+-- if a caller did not fit: then less than the cost is left.
+local function ahead_of(left, cost, more)
+  return math.max(0, math.min(more, floor(left / (8 * cost))))
+end
+
 -- most_us is 366 days.
 local most_us = 31622400000000
 
