@@ -41,6 +41,38 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].key()), reqs[0].key()); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
+	// One entry: in few words where it is usual.
+	whole := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 1200})
+	for _, c := range []struct {
+		rule         *rule
+		count, wants int64
+		debit        string
+		brief        bool
+	}{
+		{whole, 1, 0, "", true}, {whole, 4711, 0, "", true}, {whole, 0, 0, "", true},
+		{whole, 1, 0, "2", false}, {whole, 1, 3, "", false}, {bucket, 1, 0, "", false}, {log, 1, 0, "", false},
+	} {
+		for _, brief := range []bool{true, false} {
+			r := freshRequest().begin(opCharge, c.rule, keyHash{1, 7}, space, 1100)
+			r.count, r.debit = c.count, c.debit
+			if c.wants > 0 {
+				r.wants, r.leaser = c.wants, r
+			}
+			args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, brief, []*request{r}, nil)
+			want := appendCount(nil, len(args))
+			for _, a := range args {
+				if s, ok := a.(string); ok {
+					want = appendBulk(want, s)
+				} else {
+					want = appendBulk(want, r.key())
+				}
+			}
+			got, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, brief, []*request{r}, nil)
+			if string(got) != string(want) || (len(args) == 10) != (brief && c.brief) {
+				t.Errorf("%d values: %q\nwant\n%q", len(args), got, want)
+			}
+		}
+	}
 	for _, v := range []int64{0, 9, 10, 1023, 1024, -1, 1<<53 - 1} {
 		if got, want := string(appendNumber(nil, v)), string(appendBulk(nil, fmt.Sprint(v))); got != want {
 			t.Errorf("%d is written %q, want %q", v, got, want)

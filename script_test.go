@@ -77,6 +77,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		says       []string
 	}{
 		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
+		{"lone.lua", loneLua, []string{"ARGV: 1 \"0\"", "2 unit", "3 p", "4 bq", "5 cost", "6 count"}},
 		{"token_bucket.lua", tokenBucketLua, []string{"Limit: n, pq, pr, bq, br, burst", "unit", "Precondition", "State", "d ", "r ", "t ", "u ", "Reply: ", "TTL"}},
 		{"sliding_log.lua", slidingLogLua, []string{"Limit: limit", "window us", "State: ", "Reply: ", "b = us", "c = us", "TTL"}},
 		{"instances.lua", instancesLua, []string{"KEYS[1]", "ARGV[1]", "ARGV[2]", "ARGV[3]", "Reply"}},

@@ -7,6 +7,10 @@
 -- limit with a clock that is not ahead of this one, and callers who have nothing to tell and
 -- take nothing ahead. Whatever differs is left to the other files; what is decided here is
 -- what token_bucket.lua would decide, see there.
+--
+-- A charge of one entry of a bucket without fractions may say what it asks in 6 values, which
+-- saves Redis parsing and copying nine others. What is not as usual goes on as if it had said
+-- everything. ARGV: 1 "0"; 2 unit, "1:p:burst"; 3 p; 4 bq; 5 cost; 6 count, as in frame.lua.
 
 --@look
 --@charge
@@ -43,9 +47,6 @@ local function usual(key, unit, bq, one, count)
   return count, d
 end
 
--- A call of one such entry may say that in 6 values, which saves Redis parsing and copying nine
--- others: ARGV: 1 "0"; 2 unit, 3 p, 4 bq, 5 cost, 6 count. What is not as usual goes on as if it
--- had said everything.
 if args[1] == '0' and KEYS[1] then
   local granted, d = usual(KEYS[1], args[2], number(args[4]), number(args[5]) * number(args[3]), number(args[6]))
   if granted then return { now, 0, granted, d, 0, 0 } end
