@@ -41,6 +41,7 @@ func command(ctx context.Context, args []string, out, log io.Writer) error {
 		workloads = flags.String("workloads", "", "only these, with commas between them; then nothing is written but the document to standard output")
 		systems   = flags.String("systems", "", "the same for systems")
 		callers   = flags.String("callers", "", "the same for numbers of callers")
+		profile   = flags.String("cpuprofile", "", "write a CPU profile of this process to the file, for go tool pprof")
 	)
 	if err := flags.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -67,9 +68,15 @@ func command(ctx context.Context, args []string, out, log io.Writer) error {
 	if err := o.complete(*short); err != nil {
 		return err
 	}
-	if f := os.Getenv("BQ_PROF"); f != "" {
-		w, _ := os.Create(f)
-		pprof.StartCPUProfile(w)
+	if *profile != "" {
+		w, err := os.Create(*profile)
+		if err != nil {
+			return fmt.Errorf("-cpuprofile: %w", err)
+		}
+		defer func() { _ = w.Close() }()
+		if err := pprof.StartCPUProfile(w); err != nil {
+			return fmt.Errorf("-cpuprofile: %w", err)
+		}
 		defer pprof.StopCPUProfile()
 	}
 	began := time.Now()
