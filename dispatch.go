@@ -127,7 +127,11 @@ func (d *dispatcher) post(r *request, now, deadline int64) error {
 		d.waiting.Add(-n)
 		return errQueueFull
 	}
+	watched := r.over != nil // what is queued is not this goroutine's alone
 	d.queue.push(r)
+	if watched {
+		deadline = min(deadline, now+int64(glance))
+	}
 	d.alarm.by(deadline)
 	return nil
 }
@@ -224,7 +228,7 @@ func (d *dispatcher) kick() {
 // slot free carries the batch itself, its own request and whatever else is waiting: that
 // saves a lone caller two changes of goroutine.
 func (d *dispatcher) call(ctx context.Context, r *request, now, deadline int64) (queued, unsent bool, err error) {
-	d.watch(ctx, r, now)
+	d.watch(ctx, r)
 	if err := d.post(r, now, deadline); err != nil {
 		return false, true, err
 	}
@@ -239,52 +243,56 @@ func (d *dispatcher) call(ctx context.Context, r *request, now, deadline int64) 
 const glance = 2 * time.Millisecond
 
 // watch makes the alarm look at the context of one of many callers: to wait for two channels
-// costs a caller a third of all that waiting and being woken do (docs/performance.md). One of
-// few waits for both, and is not kept waiting by a timer.
-func (d *dispatcher) watch(ctx context.Context, r *request, now int64) {
-	if d.crowded() && ctx.Done() != nil {
-		r.watched = ctx
-		d.alarm.by(now + int64(glance))
+// costs a caller half as much again as to wait for one (docs/adr/0027). One of few waits for
+// both, and is not kept waiting by a timer. It comes before the request is queued.
+func (d *dispatcher) watch(ctx context.Context, r *request) {
+	if d.crowded() {
+		r.over = ctx.Done()
 	}
 }
 
 // wait waits for the answer until the request's time is over or ctx ends, or, where that is
-// watched, was canceled up to a glance ago. A request that is given up is dropped unsent if it
-// had not left; unsent says so.
+// watched, ended up to a glance ago. A request that is given up is dropped unsent if it had
+// not left; unsent says so.
 func (d *dispatcher) wait(ctx context.Context, r *request) (unsent bool, err error) {
-	if over := ctx.Done(); over == nil || r.watched != nil {
+	if over := ctx.Done(); over == nil || r.over != nil {
 		<-r.done
 	} else {
 		select {
 		case <-r.done:
 		case <-over:
 			if unsent, did := r.giveUp(); did {
-				err := ctx.Err()
-				if errors.Is(err, context.DeadlineExceeded) {
-					// The deadline was set to end after this request's, but on a busy machine
-					// both can be over: the ladder still answers.
-					err = errBudget
-					d.missed(r)
-				}
-				return unsent, err
+				return unsent, d.left(ctx, r)
 			}
 			<-r.done // answered, or given up, this very moment
 		}
 	}
 	switch r.stage.Load() {
 	case stageDropped:
-		if r.canceled() {
-			return true, ctx.Err()
+		if r.ended() && d.clock() < r.due {
+			return true, d.left(ctx, r)
 		}
 		return true, errBudget
 	case stageAbandoned:
-		if r.canceled() {
-			return false, ctx.Err()
+		if r.ended() && d.clock() < r.due {
+			return false, d.left(ctx, r)
 		}
 		d.missed(r)
 		return false, errBudget
 	}
 	return false, r.err
+}
+
+// left is what a caller hears whose context ended before its request's time was over.
+func (d *dispatcher) left(ctx context.Context, r *request) error {
+	err := ctx.Err()
+	if errors.Is(err, context.DeadlineExceeded) {
+		// The deadline was set to end after this request's, but on a busy machine
+		// both can be over: the ladder still answers.
+		err = errBudget
+		d.missed(r)
+	}
+	return err
 }
 
 // missed notes that the operation a request is part of outlasted a caller's budget. From
@@ -309,8 +317,8 @@ func (d *dispatcher) expire(now int64) {
 		if stage := r.stage.Load(); stage != stageQueued && stage != stageSent {
 			return
 		}
-		if r.due > now && !r.canceled() {
-			if next = min(next, r.due); r.watched != nil {
+		if r.due > now && !r.ended() {
+			if next = min(next, r.due); r.over != nil {
 				next = min(next, now+int64(glance))
 			}
 		} else if _, did := r.giveUp(); did {

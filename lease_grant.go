@@ -10,7 +10,8 @@ import (
 // grant is quota that was taken ahead, one lease after another in the same place: it is part
 // of its key, so that a call out of a lease looks at one cache line instead of two and a lease
 // allocates nothing. Nobody takes a lock. The word says which lease it is, so whoever reads the
-// rest and then changes the word by compare-and-swap has read what belongs together.
+// rest and then changes the word by compare-and-swap has read what belongs together. While a
+// lease begins, its word has no units.
 type grant struct {
 	word      atomic.Uint64
 	asked     atomic.Int64 // before the charge left, ns of the ring's clock
@@ -170,7 +171,7 @@ func (g *grant) settle(ls *leasing, now int64) (unused, rest int64) {
 }
 
 // leaseKey is what this process holds of one key: two cache lines of most processors, of which
-// a call out of a lease needs the first alone.
+// a call out of a lease needs the first alone, unless a second lease is there.
 type leaseKey struct {
 	hash keyHash
 	here grant // the lease in use
@@ -225,7 +226,7 @@ func (k *leaseKey) take(ls *leasing, cost, now int64) (g *grant, w grantWord, to
 	if ok {
 		is := second.load()
 		newer := second.told()
-		if second.load().number() == is.number() && newer.asked > told.asked {
+		if second.load().number() == is.number() && is.units() > 0 && newer.asked > told.asked {
 			told = newer
 		}
 		return first, w, told, w.left() + second.rest(ls, now)
@@ -344,8 +345,9 @@ func (k *leaseKey) add(t terms, now int64) {
 		return
 	}
 	g := k.place(now)
+	unused, _ := g.settle(k.of, now) // what has ended meanwhile was not used
 	w := g.begin(t)
-	k.given += int16(t.units)
+	k.given += int16(t.units - unused)
 	// After a Reset nothing is returned, either; and after Close nobody would.
 	if t.asked <= k.reset.Load() || !k.of.watch(k, t.asked+k.of.patience(), now) {
 		g.close(w)

@@ -123,6 +123,7 @@ func TestAPlaceIsUsedForOneLeaseAfterAnother(t *testing.T) {
 				cost := 1 + rnd.Int64N(3)
 				w, told, ok := g.take(ls, cost, 0)
 				if !ok {
+					runtime.Gosched() // or the one who begins leases waits for a time slice
 					continue
 				}
 				taken.Add(cost)
@@ -168,7 +169,44 @@ func TestAPlaceIsUsedForOneLeaseAfterAnother(t *testing.T) {
 	}
 }
 
-// A call out of a lease looks at one cache line of its key.
+// What a call is told of the newer of two leases is of one of them.
+func TestNobodyIsToldOfALeaseThatHasHalfBegun(t *testing.T) {
+	k := &leaseKey{of: &leasing{life: 1_000_000_000}}
+	places := []*grant{&k.here, {}}
+	k.spare.Store(places[1])
+	var ended atomic.Bool
+	var taken atomic.Int64
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for !ended.Load() {
+				g, _, told, _ := k.take(k.of, 1, 0)
+				if g == nil {
+					runtime.Gosched()
+					continue
+				}
+				taken.Add(1)
+				if told.remaining != 2*told.asked || told.reset != 3*told.asked {
+					t.Errorf("of the lease asked for at %d: %d remaining, %d to go", told.asked, told.remaining, told.reset)
+					return
+				}
+			}
+		})
+	}
+	for n := int64(1); n <= 400_000 && !t.Failed(); n++ {
+		places[n%2].begin(terms{units: 7, asked: n, remaining: 2 * n, reset: 3 * n})
+		if n%64 == 0 {
+			runtime.Gosched()
+		}
+	}
+	ended.Store(true)
+	wg.Wait()
+	if taken.Load() < 1000 {
+		t.Errorf("%d units were taken: that shows little", taken.Load())
+	}
+}
+
+// A call out of a lease looks at one cache line of its key, where there is one lease.
 func TestALeaseIsInTheFirstCacheLineOfItsKey(t *testing.T) {
 	var k leaseKey
 	if at, size := unsafe.Offsetof(k.of), unsafe.Sizeof(k); at != 64 || size != 128 {

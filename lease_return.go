@@ -10,8 +10,8 @@ import (
 // leaseLooks is the most leases looked at in one go, while nobody else can add one.
 const leaseLooks = 1024
 
-// leaseQueue are the keys of a limiter that have leases, once for each, in the order in which
-// those are due. It does not hold the leases: one that has been used up is garbage at once.
+// leaseQueue are the keys of a limiter that have leases, once for each lease, in the order in
+// which those are due.
 type leaseQueue struct {
 	all  []dueLease
 	head int

@@ -1,7 +1,6 @@
 package ringfence
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -42,8 +41,8 @@ type request struct {
 
 	limit int   // index in the table of limits of the call it is part of
 	due   int64 // when the caller will leave, ns of the dispatcher's clock
-	// watched is the caller's context where the alarm looks whether that is over, see wait.
-	watched context.Context
+	// over is of the caller's context, where the alarm looks whether that has ended: see wait.
+	over <-chan struct{}
 
 	// The reply, written before done.
 	now     int64
@@ -51,7 +50,7 @@ type request struct {
 	granted int64
 	state   state
 	extra   int64 // of wants, how many were granted
-	whole   state // after all of the entry it was part of
+	whole   state // after all of the entry it was part of, where it asked for a lease
 	err     error
 	failed  error // its own error in an operation that did not fail as a whole
 
@@ -122,7 +121,7 @@ func (r *request) release() {
 		return
 	}
 	r.inherit()
-	r.watched = nil
+	r.over = nil
 	select {
 	case <-r.done:
 	default:
@@ -149,9 +148,14 @@ func (r *request) answer(err error) (late bool) {
 // gone says whether the caller left after the request was sent.
 func (r *request) gone() bool { return r.stage.Load() == stageAbandoned }
 
-// canceled says whether the caller's context, if it is watched, was canceled.
-func (r *request) canceled() bool {
-	return r.watched != nil && errors.Is(r.watched.Err(), context.Canceled)
+// ended says whether the caller's context, if it is watched, has ended.
+func (r *request) ended() bool {
+	select {
+	case <-r.over:
+		return true
+	default:
+		return false
+	}
 }
 
 // giveUp takes the request back for a caller whose time is over. It says whether it was

@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "5ea0be73cb35425239e54bf237a0b723fcd80056"},
-		{"look on Redis", redisScripts.look, "1fbdb318e5cdbb870770b5394477ada2493f2465"},
-		{"charge, plain", plainScripts.charge, "04e11cd04b5bc131f25d6cf4344ca11f7b666b87"},
-		{"look, plain", plainScripts.look, "710bceffcac89bd5223cd0f0feaa6ba9c0657636"},
+		{"charge on Redis", redisScripts.charge, "aac484edfb4ce6df907a282bffc1296f26544c1d"},
+		{"look on Redis", redisScripts.look, "0317d9284a89f8fa265c738140825f6838b14ffd"},
+		{"charge, plain", plainScripts.charge, "e1be1f8aa10f1fa36ad5b3020be05749ca1ee1e7"},
+		{"look, plain", plainScripts.look, "28add6d179295cb52e0178ce1a9387fad87fe3ff"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

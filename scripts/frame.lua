@@ -54,7 +54,7 @@ for j = 1, number(args[1]) do
 end
 
 -- short decides entries of buckets without fractions that are as usual, if there is a way that
--- is shorter.
+-- is shorter; a lone entry has been there already.
 local function run(bucket, log, short)
   local keys, args = KEYS, args
   local reply, out = { now }, 1
@@ -64,7 +64,7 @@ local function run(bucket, log, short)
     local more, debit = number(args[at + 4]), args[at + 5]
     local decide, last = limit[1] == '1' and bucket or log, i + number(args[at]) - 1
     at = at + 6
-    local as_usual = short and limit[1] == '1' and limit[2] == 1 and more == 0 and debit == '0'
+    local as_usual = short and keys[2] and limit[1] == '1' and limit[2] == 1 and more == 0 and debit == '0'
     local unit, bq, one = limit[8], limit[5], cost * limit[3]
     for e = i, last do
       local status, granted, a, b, c = 0
