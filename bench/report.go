@@ -263,9 +263,9 @@ func (d *writer) shards() {
 func (d *writer) method(a about) {
 	d.line("## How it is measured")
 	d.line("")
-	d.line("- Closed loop: every caller calls again as soon as it has its answer. One reading of the clock a decision; every caller has a histogram of its own, exact to 1/64. The row `noop` says what that costs.")
+	d.line("- Closed loop: every caller calls again as soon as it has its answer. One reading of the clock a decision; every caller has a histogram of its own, exact to 1/64, and a context of its own. The row `noop` says what that costs.")
 	d.line("- Every cell has an empty server and a client opened for it. The systems take turns, every round beginning with another one. A row is the median of %d rounds, each figure by itself; granted and expected are those of the round with the median throughput.", a.Rounds)
-	d.line("- Client µs is the CPU time of the whole process (getrusage), Redis µs that of all servers (INFO cpu), both per decision, like the allocations. The process also runs the measurement.")
+	d.line("- Client µs is the CPU time of the whole process (getrusage), Redis µs that of all servers (INFO cpu), both per decision, like the allocations. The process also runs the measurement; the thread that keeps the instants of the open loop is left out (on Linux).")
 	d.line("- Expected is what the limit admits in the server time of the cell, by the system's own kind of limit, given how often each key was called. Where all are allowed granted must be equal to it. For `denied` a bucket must not exceed it and may stay 2 below (the first and the last instant are not known better), a fixed window may be one window off; for `zipf` 3 %% less is right, for calls are not evenly spread over time. A row with a wrong round is marked and counts for no target.")
 	d.line("- Calls that a fallback answers or that end with an error are no decisions: they are in no throughput and in no latency, and a row with more than %.1f %% of them counts for no target.", 100*undecidedMost)
 	d.line("- A cell during which other programs took more than %.0f %% of the machine (/proc/stat) is run again, if there are not too many; what is still disturbed is kept and marked.", 100*disturbedAbove)
