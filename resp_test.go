@@ -73,6 +73,13 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 			}
 		}
 	}
+	// A probe has no entry.
+	if got, _ := appendScriptCall(nil, "evalsha", "x", true, nil, nil); string(got) != "*4\r\n$7\r\nevalsha\r\n$1\r\nx\r\n$1\r\n0\r\n$1\r\n0\r\n" {
+		t.Errorf("a call without entries is %q", got)
+	}
+	if args, _ := appendArgs(nil, true, nil, nil); len(args) != 2 {
+		t.Errorf("a call without entries has the arguments %v", args)
+	}
 	for _, v := range []int64{0, 9, 10, 1023, 1024, -1, 1<<53 - 1} {
 		if got, want := string(appendNumber(nil, v)), string(appendBulk(nil, fmt.Sprint(v))); got != want {
 			t.Errorf("%d is written %q, want %q", v, got, want)

@@ -126,8 +126,11 @@ func numberArg(v int64) any {
 // saidBriefly says whether a charge is one usual entry of a bucket without fractions, which is
 // said in fewer words: see scripts/lone.lua.
 func saidBriefly(reqs []*request) bool {
+	if len(reqs) != 1 { // a probe has none
+		return false
+	}
 	r := reqs[0]
-	return len(reqs) == 1 && r.rule.brief != "" && r.debit == "" && r.more() == 0
+	return r.rule.brief != "" && r.debit == "" && r.more() == 0
 }
 
 // appendArgs appends KEYS and ARGV of one script call, the number of keys first. brief says
