@@ -50,7 +50,16 @@ func TestALimitIsCompiledToLowestTerms(t *testing.T) {
 		if args := strings.Trim(fmt.Sprint(got.args), "[]"); args != c.args {
 			t.Errorf("%s: arguments %q, want %q", c.limit, args, c.args)
 		}
-		c.want.algo, c.want.args, c.want.words = got.algo, got.args, got.words
+		brief := ""
+		if got.n == 1 { // without fractions: unit, p, bq
+			for _, word := range []string{"0", got.args[7].(string), fmt.Sprint(got.p), fmt.Sprint(got.bq)} {
+				brief += string(appendBulk(nil, word))
+			}
+		}
+		if got.brief != brief {
+			t.Errorf("%s: briefly %q, want %q", c.limit, got.brief, brief)
+		}
+		c.want.algo, c.want.args, c.want.words, c.want.brief = got.algo, got.args, got.words, got.brief
 		if got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.limit, got, c.want)
 		}
