@@ -30,7 +30,8 @@
 
 -- How many of more calls of this cost are taken ahead when callers have left left units: an
 -- eighth of them at most, so that near the limit nobody takes what others need at once. None
--- if a caller did not fit: then less than the cost is left.
+-- if a caller did not fit: then less than the cost is left. sliding_log.lua has it from here;
+-- it is not in head.lua because lone.lua can do without making it.
 local function ahead_of(left, cost, more)
   return math.max(0, math.min(more, floor(left / (8 * cost))))
 end
