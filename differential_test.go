@@ -252,21 +252,21 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	if err != nil {
 		return 0, nil, err
 	}
-	if len(reply) != replyHead+replyEntries*len(calls) {
+	width := replyWidth(int64(len(reply)), len(calls))
+	if width == 0 {
 		return 0, nil, fmt.Errorf("%d values for %d entries", len(reply), len(calls))
 	}
 	for i, c := range calls {
-		e := reply[replyHead+replyEntries*i:]
+		status, granted, s := replyEntry(reply, width, i)
 		asked := c.count
-		if e[1] > asked || look && e[1] > 0 { // a look speaks of the state before: one more would fit
-			asked = e[1]
+		if granted > asked || look && granted > 0 { // a look speaks of the state before: one more would fit
+			asked = granted
 		}
-		s := state{e[2], e[3], e[4]}
 		score := int64(0)
-		if c.key.isLog && e[1] > c.count && !look {
+		if c.key.isLog && granted > c.count && !look {
 			score, s.b = s.b, 0
 		}
-		out[i] = answerOf(c.limit.rule, int(e[0]), e[1], asked, c.cost, s)
+		out[i] = answerOf(c.limit.rule, status, granted, asked, c.cost, s)
 		out[i].Score = score
 	}
 	return reply[0], out, nil

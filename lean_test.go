@@ -365,12 +365,12 @@ func TestARepliesErrorsAreWhatTheyAreAndBreakWhatTheyMust(t *testing.T) {
 		want  *errorType
 		keeps bool
 	}{
-		{"*6\r\n:1\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n", false, nil, true},
+		{"*3\r\n:1\r\n:1\r\n:1\r\n", false, nil, true},
 		{"*7\r\n", false, typeProtocol, false},
-		{"*6\r\n:1\r\n:0\r\n:9\r\n:1\r\n:0\r\n:0\r\n", false, typeProtocol, false}, // nine of one granted
-		{"*6\r\n:1\r\n", true, typeEOF, false},
+		{"*3\r\n:1\r\n:9\r\n:1\r\n", false, typeProtocol, false}, // nine of one granted
+		{"*3\r\n:1\r\n", true, typeEOF, false},
 		{"", true, typeEOF, false},
-		{"*6\r\n:1\r\n", false, typeTimeout, false},
+		{"*3\r\n:1\r\n", false, typeTimeout, false},
 		{"-OOM command not allowed\r\n", false, typeOOM, true},
 		{"-READONLY You can't write against a read only replica.\r\n", false, typeReadonly, false},
 		{"-NOAUTH Authentication required.\r\n", false, typeAuth, false},

@@ -84,7 +84,7 @@ func newRawLoad(b *testing.B, addr string, l *Limiter, keys []string) *rawLoad {
 	if err := n.load(context.Background()); err != nil {
 		b.Fatal(err)
 	}
-	load := &rawLoad{want: replyHead + replyEntries*rawBatch}
+	load := &rawLoad{want: replyHead + replyNarrow*rawBatch}
 	for range 4 {
 		w, err := n.wires.connect(context.Background())
 		if err != nil {

@@ -46,7 +46,7 @@ const loneNow = 1_700_000_000_000_000
 func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
 	t.Helper()
 	n := diffNode(t, s.URL(), false)
-	long := mutate(t, redisScripts, "local as_usual = short and keys[2] and", "local as_usual = false and")
+	long := mutate(t, redisScripts, "usual = limit[1] == '1' and", "usual = false and limit[1] == '1' and")
 	ctx, space := t.Context(), newKeySpace("rf")
 	rl := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 10})
 	aclMust(t, s.Client().FlushAll(ctx).Err()) // what a mutant left
@@ -131,21 +131,25 @@ func lonePut(ctx context.Context, s *redistest.Server, name string, fields []any
 	return nil
 }
 
-// loneMutations are mistakes of lone.lua that need a state which no call leaves behind.
+// loneMutations are mistakes of usual.lua and of the short form that need a state which no call
+// leaves behind.
 var loneMutations = []struct{ name, old, mutant string }{
-	{"a fraction is forgotten", "if state[2] ~= '0' then return end", ""},
-	{"what a bucket cannot lack is believed", "and d <= bq and t <= now and", "and t <= now and"},
-	{"half a microsecond counts", "and d % 1 == 0 and t % 1 == 0) then return end", "and t % 1 == 0) then return end"},
-	{"half a microsecond of the clock counts", "and d % 1 == 0 and t % 1 == 0) then return end", "and d % 1 == 0) then return end"},
-	{"somebody else's hash is begun", "or state.err or call('EXISTS', key) ~= 0 then", "or state.err then"},
-	{"a denied call leaves a key without an end", "if full and call('PTTL', key) == -1 then", "if false then"},
-	{"a denied call gives what is not there an end", "if full and call('PTTL', key) == -1 then", "if true then"},
-	{"less than nothing may be missing", "d >= 0 and t >= 0 and d <= bq", "t >= 0 and d <= bq"},
-	{"a clock may be before 1970", "d >= 0 and t >= 0 and d <= bq", "d >= 0 and d <= bq"},
-	{"a time to live is not renewed in the next minute", "if d + now >= full - full % minute_us + minute_us then keep(key, d) end\n  end", "end"},
+	{"a fraction is forgotten", "if state[2] == '0' and a and t", "if a and t"},
+	{"what a bucket cannot lack is believed", "and a <= bq and t <= now and", "and t <= now and"},
+	{"half a microsecond counts", "and a % 1 == 0 and t % 1 == 0 then", "and t % 1 == 0 then"},
+	{"half a microsecond of the clock counts", "and a % 1 == 0 and t % 1 == 0 then", "and a % 1 == 0 then"},
+	{"somebody else's hash is begun", "or state.err) and call('EXISTS', key) == 0 then", "or state.err) then"},
+	{"a denied call leaves a key without an end", "elseif full and call('PTTL', key) == -1 then", "elseif false then"},
+	{"a denied call gives what is not there an end", "elseif full and call('PTTL', key) == -1 then", "elseif true then"},
+	{"less than nothing may be missing", "a >= 0 and t >= 0 and a <= bq", "t >= 0 and a <= bq"},
+	{"a clock may be before 1970", "a >= 0 and t >= 0 and a <= bq", "a >= 0 and a <= bq"},
+	{"a time to live is not renewed in the next minute", "if a + now >= full - full % minute_us + minute_us then", "if false then"},
+	{"all callers are one", "number(args[4] or 1)", "1"},
+	{"a status is told as granted", "granted, a, b, c = -status, 0, 0, 0", "granted, a, b, c = status, 0, 0, 0"},
+	{"a status is told with what was tried", "granted, a, b, c = -status, 0, 0, 0", "granted, b, c = -status, 0, 0"},
 }
 
-// A call that lone.lua decides comes to what the other files make of it, whatever the key
+// A call that usual.lua decides comes to what the other files make of it, whatever the key
 // holds; and this comparison sees every mistake of which the run against the referee, in
 // which every key was written by a call, knows nothing.
 func TestALoneCallComesToWhatItWouldAmongOthers(t *testing.T) {

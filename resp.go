@@ -65,15 +65,18 @@ func appendNumber(b []byte, v int64) []byte {
 // for the table of limits.
 func appendScriptCall(b []byte, command, script string, brief bool, reqs []*request, limits []*rule) ([]byte, []*rule) {
 	if brief && saidBriefly(reqs) {
-		r := reqs[0]
-		b = appendCount(b, 10)
-		b = appendBulk(b, command)
-		b = appendBulk(b, script)
-		b = appendNumber(b, 1)
-		b = appendBulk(b, r.key())
+		r, values := reqs[0], 3
+		if r.count != 1 {
+			values++
+		}
+		b = appendCount(b, 3+len(reqs)+values)
+		b = appendKeys(b, command, script, reqs)
 		b = append(b, r.rule.brief...)
-		b = appendNumber(b, r.cost)
-		return appendNumber(b, r.count), limits
+		b = appendNumber(b, r.cost*r.rule.p)
+		if r.count != 1 {
+			b = appendNumber(b, r.count)
+		}
+		return b, limits
 	}
 	runs := 0
 	for i, r := range reqs {
@@ -97,12 +100,7 @@ func appendScriptCall(b []byte, command, script string, brief bool, reqs []*requ
 		}
 	}
 	b = appendCount(b, 4+len(reqs)+len(limits)*limitArgs+runs*runArgs)
-	b = appendBulk(b, command)
-	b = appendBulk(b, script)
-	b = appendNumber(b, int64(len(reqs)))
-	for _, r := range reqs {
-		b = appendBulk(b, r.key())
-	}
+	b = appendKeys(b, command, script, reqs)
 	b = appendNumber(b, int64(len(limits)))
 	for _, l := range limits {
 		b = append(b, l.words...)
@@ -124,6 +122,17 @@ func appendScriptCall(b []byte, command, script string, brief bool, reqs []*requ
 	return b, limits
 }
 
+// appendKeys appends a script call up to the keys.
+func appendKeys(b []byte, command, script string, reqs []*request) []byte {
+	b = appendBulk(b, command)
+	b = appendBulk(b, script)
+	b = appendNumber(b, int64(len(reqs)))
+	for _, r := range reqs {
+		b = appendBulk(b, r.key())
+	}
+	return b
+}
+
 // appendUnlink appends one UNLINK.
 func appendUnlink(b []byte, reqs []*request) []byte {
 	b = appendCount(b, 1+len(reqs))
@@ -135,36 +144,38 @@ func appendUnlink(b []byte, reqs []*request) []byte {
 }
 
 // replyReader reads replies, one after another, out of bytes that arrive piece by piece: an
-// error each, or want integers, as an array or, where want is below 0, a single one.
+// error each, or the integers of a reply to so many entries, or, where entries is below 0, a
+// single one.
 type replyReader struct {
-	want   int
-	last   bool // nothing may come after it
-	from   int  // where it begins
-	at     int  // bytes read so far
-	head   bool
-	values []int64
-	failed error // the server's error: the reply
+	entries int
+	want    int  // integers, once it is known
+	last    bool // nothing may come after it
+	from    int  // where it begins
+	at      int  // bytes read so far
+	head    bool
+	values  []int64
+	failed  error // the server's error: the reply
 }
 
 // reset begins anew with the first byte.
 func (p *replyReader) reset() { p.at = 0 }
 
 // next goes on to the next reply, the last one or not.
-func (p *replyReader) next(want int, last bool) {
-	p.want, p.last, p.from, p.head, p.values, p.failed = want, last, p.at, false, p.values[:0], nil
+func (p *replyReader) next(entries int, last bool) {
+	p.entries, p.last, p.from, p.head, p.values, p.failed = entries, last, p.at, false, p.values[:0], nil
 }
 
 // most is the longest that the reply can be.
 func (p *replyReader) most() int {
 	const number = 1 + 20 + 2
-	return max(maxErrorLine, number*(2+max(0, p.want)))
+	return max(maxErrorLine, number*(1+replyHead+replyWide*max(0, p.entries)))
 }
 
 // read goes on with what has arrived, all of it from the first byte, and says whether the
 // reply is whole. An error means that it is none.
 func (p *replyReader) read(b []byte) (whole bool, err error) {
 	for {
-		if p.head && len(p.values) == max(1, p.want) {
+		if p.head && len(p.values) == p.want {
 			return p.ends(b)
 		}
 		if p.at >= len(b) {
@@ -179,18 +190,17 @@ func (p *replyReader) read(b []byte) (whole bool, err error) {
 			return false, err
 		}
 		switch {
-		case !p.head && p.want >= 0:
-			if kind != '*' || n != int64(p.want) {
-				return false, fmt.Errorf("%w: it begins with %q and %d, want an array of %d", errProtocol, kind, n, p.want)
+		case !p.head && p.entries >= 0:
+			if kind != '*' || replyWidth(n, p.entries) == 0 {
+				return false, fmt.Errorf("%w: it begins with %q and %d, want an array for %d entries", errProtocol, kind, n, p.entries)
 			}
-			p.head = true
-			if p.want == 0 {
-				return false, fmt.Errorf("%w: an empty reply was awaited", errProtocol)
-			}
+			p.head, p.want = true, int(n)
 		case kind != ':':
 			return false, fmt.Errorf("%w: it has %q where an integer is due", errProtocol, kind)
 		default:
-			p.head = true
+			if !p.head {
+				p.head, p.want = true, 1
+			}
 			p.values = append(p.values, n)
 		}
 		p.at = next

@@ -41,7 +41,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	if got, want := string(appendUnlink(nil, reqs[:1])), fmt.Sprintf("*2\r\n$6\r\nunlink\r\n$%d\r\n%s\r\n", len(reqs[0].key()), reqs[0].key()); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	// One entry: in few words where it is usual.
+	// One run: in few words where it is usual.
 	whole := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 1200})
 	for _, c := range []struct {
 		rule         *rule
@@ -53,23 +53,34 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 		{whole, 1, 0, "2", false}, {whole, 1, 3, "", false}, {bucket, 1, 0, "", false}, {log, 1, 0, "", false},
 	} {
 		for _, brief := range []bool{true, false} {
-			r := freshRequest().begin(opCharge, c.rule, keyHash{1, 7}, space, 1100)
-			r.count, r.debit = c.count, c.debit
-			if c.wants > 0 {
-				r.wants, r.leaser = c.wants, r
-			}
-			args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, brief, []*request{r}, nil)
-			want := appendCount(nil, len(args))
-			for _, a := range args {
-				if s, ok := a.(string); ok {
-					want = appendBulk(want, s)
-				} else {
-					want = appendBulk(want, r.key())
+			for n := 1; n <= 3; n++ {
+				var reqs []*request
+				for i := range n {
+					r := freshRequest().begin(opCharge, c.rule, keyHash{uint64(i), 7}, space, 1100)
+					r.count, r.debit = c.count, c.debit
+					if c.wants > 0 {
+						r.wants, r.leaser = c.wants, r
+					}
+					reqs = append(reqs, r)
 				}
-			}
-			got, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, brief, []*request{r}, nil)
-			if string(got) != string(want) || (len(args) == 10) != (brief && c.brief) {
-				t.Errorf("%d values: %q\nwant\n%q", len(args), got, want)
+				args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, brief, reqs, nil)
+				want := appendCount(nil, len(args))
+				for _, a := range args {
+					switch a := a.(type) {
+					case string:
+						want = appendBulk(want, a)
+					case *request:
+						want = appendBulk(want, a.key())
+					}
+				}
+				got, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, brief, reqs, nil)
+				if short := len(args)-3-n <= 4; string(got) != string(want) || short != (brief && c.brief) {
+					t.Errorf("%d values: %q\nwant\n%q", len(args), got, want)
+				}
+				reqs[n-1].cost = 1099 // no run
+				if args, _ := appendArgs(nil, brief, reqs, nil); n > 1 && len(args)-1-n <= 4 {
+					t.Errorf("two costs are said in %v", args)
+				}
 			}
 		}
 	}
@@ -88,8 +99,8 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 }
 
 // readWhole reads a reply that arrives in pieces of so many bytes.
-func readWhole(text string, want, piece int) (p replyReader, whole bool, err error) {
-	p.next(want, true)
+func readWhole(text string, entries, piece int) (p replyReader, whole bool, err error) {
+	p.next(entries, true)
 	for end := 0; end < len(text); {
 		end = min(len(text), end+piece)
 		if whole, err = p.read([]byte(text[:end])); err != nil {
@@ -104,20 +115,22 @@ func readWhole(text string, want, piece int) (p replyReader, whole bool, err err
 
 func TestARepliesOfAnyPiecesIsReadWhole(t *testing.T) {
 	tests := []struct {
-		text   string
-		want   int
-		values []int64
-		failed string
+		text    string
+		entries int
+		values  []int64
+		failed  string
 	}{
-		{"*3\r\n:1\r\n:-20\r\n:999999999999999999\r\n", 3, []int64{1, -20, 999999999999999999}, ""},
-		{"*1\r\n:0\r\n", 1, []int64{0}, ""},
+		{"*3\r\n:1\r\n:-20\r\n:999999999999999999\r\n", 1, []int64{1, -20, 999999999999999999}, ""},
+		{"*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n", 1, []int64{1, 2, 3, 4, 5}, ""},
+		{"*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n", 2, []int64{1, 2, 3, 4, 5}, ""},
+		{"*1\r\n:0\r\n", 0, []int64{0}, ""},
 		{":2\r\n", -1, []int64{2}, ""},
 		{"-NOSCRIPT No matching script.\r\n", 6, nil, "NOSCRIPT No matching script."},
 		{"-\r\n", -1, nil, ""},
 	}
 	for _, c := range tests {
 		for piece := 1; piece <= len(c.text); piece++ {
-			p, whole, err := readWhole(c.text, c.want, piece)
+			p, whole, err := readWhole(c.text, c.entries, piece)
 			if err != nil || !whole || !slices.Equal(p.values, c.values) {
 				t.Errorf("%q in pieces of %d: %v %t %v", c.text, piece, p.values, whole, err)
 			}
@@ -130,35 +143,38 @@ func TestARepliesOfAnyPiecesIsReadWhole(t *testing.T) {
 
 func TestWhatIsNotTheReplyIsRefused(t *testing.T) {
 	for _, c := range []struct {
-		text string
-		want int
+		text    string
+		entries int
 	}{
-		{"*2\r\n:1\r\n", 1},       // too many
-		{"*-1\r\n", 1},            // nil
-		{"*1000000000000\r\n", 6}, // a length nobody believes
-		{"*9999999999999999999\r\n", 6},
-		{"*1\r\n$1\r\n1\r\n", 1},  // a string
-		{"*1\r\n*1\r\n:1\r\n", 1}, // nested
-		{"*1\r\n_\r\n", 1},        // RESP3
-		{"*1\r\n:\r\n", 1},
-		{"*1\r\n:-\r\n", 1},
-		{"*1\r\n:1x\r\n", 1},
-		{"*1\r\n:1 \r\n", 1},
-		{"*1\r\n:+1\r\n", 1},
-		{"*1\r\n:01\r\n", 1},
-		{"*1\r\n:-0\r\n", 1},
-		{"*1\r\n:1\n:2\n", 1},
-		{"*1\r\n:1\r\n:2\r\n", 1},     // one more
-		{"*2\r\n:1\r\n-ERR x\r\n", 2}, // an error inside
+		{"*2\r\n:1\r\n", 0}, // too many
+		{"*1\r\n:1\r\n", 1}, // too few
+		{"*4\r\n:1\r\n", 1}, // neither narrow nor wide
+		{"*7\r\n:1\r\n", 2},
+		{"*-1\r\n", 0},            // nil
+		{"*1000000000000\r\n", 1}, // a length nobody believes
+		{"*9999999999999999999\r\n", 1},
+		{"*1\r\n$1\r\n1\r\n", 0},  // a string
+		{"*1\r\n*1\r\n:1\r\n", 0}, // nested
+		{"*1\r\n_\r\n", 0},        // RESP3
+		{"*1\r\n:\r\n", 0},
+		{"*1\r\n:-\r\n", 0},
+		{"*1\r\n:1x\r\n", 0},
+		{"*1\r\n:1 \r\n", 0},
+		{"*1\r\n:+1\r\n", 0},
+		{"*1\r\n:01\r\n", 0},
+		{"*1\r\n:-0\r\n", 0},
+		{"*1\r\n:1\n:2\n", 0},
+		{"*1\r\n:1\r\n:2\r\n", 0},     // one more
+		{"*3\r\n:1\r\n-ERR x\r\n", 1}, // an error inside
 		{"-ERR a\r\n-ERR b\r\n", 2},
 		{":1\r\n:2\r\n", -1},
 		{"+OK\r\n", -1},
 		{"", -1},
 		{"*0\r\n", 0},
 		{"-" + strings.Repeat("x", maxErrorLine), 1},
-		{"HTTP/1.1 400 Bad Request\r\n\r\n", 6},
+		{"HTTP/1.1 400 Bad Request\r\n\r\n", 1},
 	} {
-		p, whole, err := readWhole(c.text, c.want, max(1, len(c.text)))
+		p, whole, err := readWhole(c.text, c.entries, max(1, len(c.text)))
 		if whole {
 			t.Errorf("%q is taken for a reply: %v, %v", c.text, p.values, p.failed)
 		}
@@ -171,26 +187,35 @@ func TestWhatIsNotTheReplyIsRefused(t *testing.T) {
 // Whatever a server sends, in whatever pieces, nothing panics, no more is kept than the
 // reply can be long, and what is taken for a reply has the right number of values.
 func FuzzAReplyIsWholeOrRefused(f *testing.F) {
-	f.Add([]byte("*3\r\n:1\r\n:2\r\n:3\r\n"), 3, 5)
+	f.Add([]byte("*3\r\n:1\r\n:2\r\n:3\r\n"), 1, 5)
+	f.Add([]byte("*5\r\n:1\r\n:2\r\n:3\r\n:4\r\n:5\r\n"), 1, 5)
 	f.Add([]byte("-ERR x\r\n"), 6, 1)
 	f.Add([]byte(":2\r\n"), -1, 2)
 	f.Add([]byte("*7\r\n$6\r\nserver\r\n*0\r\n"), 1, 3)
-	f.Fuzz(func(t *testing.T, text []byte, want, piece int) {
-		want, piece = max(-1, min(want, 2000)), max(1, piece%64)
-		p, whole, err := readWhole(string(text), want, piece)
+	f.Fuzz(func(t *testing.T, text []byte, entries, piece int) {
+		entries, piece = max(-1, min(entries, 2000)), max(1, piece%64)
+		p, whole, err := readWhole(string(text), entries, piece)
 		switch {
 		case whole && err != nil:
 			t.Errorf("whole, and yet %v", err)
-		case whole && p.failed == nil && len(p.values) != max(1, want):
-			t.Errorf("%d values, want %d", len(p.values), want)
-		case len(p.values) > max(1, want):
-			t.Errorf("%d values kept of at most %d", len(p.values), want)
+		case whole && p.failed == nil && !repliesTo(p.values, entries):
+			t.Errorf("%d values for %d entries", len(p.values), entries)
+		case len(p.values) > replyHead+replyWide*max(0, entries):
+			t.Errorf("%d values kept for %d entries", len(p.values), entries)
 		}
 		next, _, err := skipReply(text, 0, 4)
 		if next > len(text) || (err != nil && next >= 0) {
 			t.Errorf("skipped to %d of %d, %v", next, len(text), err)
 		}
 	})
+}
+
+// repliesTo says whether so many values can be a reply.
+func repliesTo(values []int64, entries int) bool {
+	if entries < 0 {
+		return len(values) == 1
+	}
+	return replyWidth(int64(len(values)), entries) > 0
 }
 
 func TestAGreetingIsSkippedAsAWhole(t *testing.T) {

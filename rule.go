@@ -35,7 +35,7 @@ type rule struct {
 
 	args  [limitArgs]any // what the script gets
 	words string         // the same as it is sent
-	brief string         // that of a bucket without fractions in its short form, else empty
+	brief string         // the first of a bucket without fractions in the short form, else empty
 }
 
 const micro = int64(time.Microsecond)
@@ -147,8 +147,8 @@ func (r *rule) seal() {
 	}
 	r.words = string(b)
 	if r.algo == algoTokenBucket && r.n == 1 {
-		b = append(b[:0], smallBulks[0]...)
-		for _, i := range []int{7, 2, 4} { // unit, p, bq
+		b = b[:0]
+		for _, i := range []int{7, 4} { // unit, bq
 			b = appendBulk(b, r.args[i].(string))
 		}
 		r.brief = string(b)

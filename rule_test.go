@@ -51,8 +51,8 @@ func TestALimitIsCompiledToLowestTerms(t *testing.T) {
 			t.Errorf("%s: arguments %q, want %q", c.limit, args, c.args)
 		}
 		brief := ""
-		if got.n == 1 { // without fractions: unit, p, bq
-			for _, word := range []string{"0", got.args[7].(string), fmt.Sprint(got.p), fmt.Sprint(got.bq)} {
+		if got.n == 1 { // without fractions: unit, bq
+			for _, word := range []string{got.args[7].(string), fmt.Sprint(got.bq)} {
 				brief += string(appendBulk(nil, word))
 			}
 		}

@@ -13,8 +13,11 @@ import (
 //go:embed scripts/head.lua
 var headLua string
 
-//go:embed scripts/lone.lua
-var loneLua string
+//go:embed scripts/usual.lua
+var usualLua string
+
+//go:embed scripts/shared.lua
+var sharedLua string
 
 //go:embed scripts/token_bucket.lua
 var tokenBucketLua string
@@ -25,12 +28,19 @@ var slidingLogLua string
 //go:embed scripts/frame.lua
 var frameLua string
 
+// scriptFiles are what scripts/frame.lua includes.
+var scriptFiles = map[string]string{
+	"head.lua": headLua, "usual.lua": usualLua, "shared.lua": sharedLua,
+	"token_bucket.lua": tokenBucketLua, "sliding_log.lua": slidingLogLua,
+}
+
 // The arguments of the scripts; scripts/frame.lua is the description.
 const (
-	limitArgs    = 8 // values a limit has in the table
-	runArgs      = 6 // values a run of entries has that ask for the same
-	replyHead    = 1 // the server's now
-	replyEntries = 5 // values an entry has in the reply
+	limitArgs   = 8 // values a limit has in the table
+	runArgs     = 6 // values a run of entries has that ask for the same
+	replyHead   = 1 // the server's now
+	replyNarrow = 2 // values an entry has in the reply, where none has more,
+	replyWide   = 4 // and where one does
 )
 
 // script is one assembled script. shaArg is sha as an argument, boxed once; brief says that it
@@ -58,29 +68,31 @@ var (
 	}
 )
 
-// assemble takes, of each file, the part before "--@look" and the part that belongs to
-// the script asked for.
-func assemble(head, part string) script {
+// assemble puts together the script of that name, as scripts/frame.lua describes it.
+func assemble(head, name string) script {
 	var b strings.Builder
-	b.WriteString(head)
-	for _, file := range []string{headLua, loneLua, tokenBucketLua, slidingLogLua, frameLua} {
-		common, rest, ok := strings.Cut(file, "--@look\n")
-		if !ok {
-			panic("ringfence: a script has no look part")
-		}
-		look, charge, ok := strings.Cut(rest, "--@charge\n")
-		if !ok {
-			panic("ringfence: a script has no charge part")
-		}
-		own := look
-		if part == "charge" {
-			own = charge
-		}
-		b.WriteString(withoutComments(common + own))
-	}
-	s := finish(b.String())
-	s.brief = part == "charge"
+	include(&b, frameLua, name)
+	s := finish(head + withoutComments(b.String()))
+	s.brief = name == "charge"
 	return s
+}
+
+// include writes what is the script's of a file.
+func include(b *strings.Builder, text, name string) {
+	part := "both"
+	for line := range strings.Lines(text) {
+		directive, isOne := strings.CutPrefix(strings.TrimSpace(line), "--@")
+		file, isFile := strings.CutPrefix(directive, "include ")
+		switch {
+		case !isOne && (part == "both" || part == name):
+			b.WriteString(line)
+		case !isOne:
+		case !isFile:
+			part = directive
+		case part == "both" || part == name:
+			include(b, scriptFiles[file], name)
+		}
+	}
 }
 
 // withoutComments leaves out what Redis need not keep.
@@ -123,26 +135,32 @@ func numberArg(v int64) any {
 	return strconv.FormatInt(v, 10)
 }
 
-// saidBriefly says whether a charge is one usual entry of a bucket without fractions, which is
-// said in fewer words: see scripts/lone.lua.
+// saidBriefly says whether a charge is one run of usual entries of a bucket without fractions,
+// which is said in fewer words: see scripts/frame.lua.
 func saidBriefly(reqs []*request) bool {
-	if len(reqs) != 1 { // a probe has none
+	if len(reqs) == 0 { // a probe
 		return false
 	}
 	r := reqs[0]
-	return r.rule.brief != "" && r.debit == "" && r.more() == 0
+	return r.rule.brief != "" && r.debit == "" && r.more() == 0 && runOf(reqs) == len(reqs)
 }
 
 // appendArgs appends KEYS and ARGV of one script call, the number of keys first. brief says
 // that the script takes the short form; limits is scratch space for the table of limits.
 func appendArgs(args []any, brief bool, reqs []*request, limits []*rule) ([]any, []*rule) {
 	args = append(args, numberArg(int64(len(reqs))))
-	if brief && saidBriefly(reqs) {
-		r := reqs[0]
-		return append(args, r, smallNumbers[0], r.rule.args[7], r.rule.args[2], r.rule.args[4], numberArg(r.cost), numberArg(r.count)), limits
-	}
 	for _, r := range reqs {
 		args = append(args, r)
+	}
+	if brief && saidBriefly(reqs) {
+		r := reqs[0]
+		args = append(args, r.rule.args[7], r.rule.args[4], numberArg(r.cost*r.rule.p))
+		if r.count != 1 {
+			args = append(args, numberArg(r.count))
+		}
+		return args, limits
+	}
+	for _, r := range reqs {
 		r.limit = -1
 		for i, l := range limits {
 			if l == r.rule {
@@ -187,31 +205,54 @@ func runOf(reqs []*request) int {
 
 var errProtocol = errors.New("ringfence: the reply is not one of these scripts'")
 
+// replyEntry is entry i of a reply with so many values for each.
+func replyEntry(reply []int64, width, i int) (status int, granted int64, s state) {
+	e := reply[replyHead+i*width:][:width]
+	if granted = e[0]; granted < 0 {
+		status, granted = -int(max(granted, -statusRefused-1)), 0
+	}
+	if s.a = e[1]; width == replyWide {
+		s.b, s.c = e[2], e[3]
+	}
+	return status, granted, s
+}
+
+// replyWidth is how many values a reply of so many has for each of n entries, 0 if it is none.
+func replyWidth(values int64, n int) int {
+	switch values {
+	case replyHead + replyNarrow*int64(n):
+		return replyNarrow
+	case replyHead + replyWide*int64(n):
+		return replyWide
+	}
+	return 0
+}
+
 // decodeReply puts the entries of a reply into the requests. It checks everything: a
 // reply that is not whole fails the lot, rather than admitting anybody by accident.
 func decodeReply(reply []int64, reqs []*request) error {
-	if want := replyHead + replyEntries*len(reqs); len(reply) != want {
-		return fmt.Errorf("%w: %d values, want %d", errProtocol, len(reply), want)
+	width := replyWidth(int64(len(reply)), len(reqs))
+	if width == 0 {
+		return fmt.Errorf("%w: %d values for %d entries", errProtocol, len(reply), len(reqs))
 	}
 	now := reply[0]
 	if now < 0 || now >= maxExact {
 		return fmt.Errorf("%w: the server's clock shows %d us", errProtocol, now)
 	}
 	for i, r := range reqs {
-		e := reply[replyHead+i*replyEntries:][:replyEntries]
-		s := state{e[2], e[3], e[4]}
+		status, granted, s := replyEntry(reply, width, i)
 		switch {
-		case e[0] < statusDecided || e[0] > statusRefused || e[1] < 0 || e[1] > r.count+r.more():
-			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, e[0], e[1])
-		case e[0] != statusDecided && (e[1] != 0 || s != state{}):
-			return fmt.Errorf("%w: entry %d has status %d and yet %d granted and the state %v", errProtocol, i, e[0], e[1], s)
-		case e[0] == statusDecided && !r.rule.plausible(s):
+		case status > statusRefused || granted > r.count+r.more():
+			return fmt.Errorf("%w: entry %d has status %d and %d granted", errProtocol, i, status, granted)
+		case status != statusDecided && s != state{}:
+			return fmt.Errorf("%w: entry %d has status %d and yet the state %v", errProtocol, i, status, s)
+		case status == statusDecided && !r.rule.plausible(s):
 			return fmt.Errorf("%w: entry %d has the state %v", errProtocol, i, s)
 		}
 	}
 	for i, r := range reqs {
-		e := reply[replyHead+i*replyEntries:]
-		r.now, r.status, r.granted, r.state = now, int(e[0]), e[1], state{e[2], e[3], e[4]}
+		r.now = now
+		r.status, r.granted, r.state = replyEntry(reply, width, i)
 	}
 	return nil
 }

@@ -76,8 +76,8 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		file, text string
 		says       []string
 	}{
-		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "Reply: ", "status ", "granted ", "a, b, c "}},
-		{"lone.lua", loneLua, []string{"ARGV: 1 \"0\"", "2 unit", "3 p", "4 bq", "5 cost", "6 count"}},
+		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "ARGV[1] unit", "ARGV[2] bq", "ARGV[3] one", "ARGV[4] count", "Reply: ", "granted ", "-1 ", "-2 ", "-3 ", "a, b, c "}},
+		{"usual.lua", usualLua, []string{"In: key", "unit", "bq", "one (us", "count", "Out: granted and a"}},
 		{"token_bucket.lua", tokenBucketLua, []string{"Limit: n, pq, pr, bq, br, burst", "unit", "Precondition", "State", "d ", "r ", "t ", "u ", "Reply: ", "TTL"}},
 		{"sliding_log.lua", slidingLogLua, []string{"Limit: limit", "window us", "State: ", "Reply: ", "b = us", "c = us", "TTL"}},
 		{"instances.lua", instancesLua, []string{"KEYS[1]", "ARGV[1]", "ARGV[2]", "ARGV[3]", "Reply"}},
@@ -90,7 +90,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		}
 	}
 	// The numbers in the header are those of the code.
-	if limitArgs != 8 || runArgs != 6 || replyEntries != 5 || replyHead != 1 {
+	if limitArgs != 8 || runArgs != 6 || replyNarrow != 2 || replyWide != 4 || replyHead != 1 {
 		t.Error("the sizes differ from the header of frame.lua")
 	}
 	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
@@ -116,9 +116,9 @@ func replyRequests(t testing.TB) []*request {
 // goodReply is one to replyRequests.
 func goodReply() []int64 {
 	return []int64{1_795_239_934_123_456,
-		0, 1, 1_850_000, 0, 0,
-		0, 0, 16, 2, 7,
-		0, 0, 5, 100_000, 400_000}
+		1, 1_850_000, 0, 0,
+		0, 16, 2, 7,
+		0, 5, 100_000, 400_000}
 }
 
 func TestAReplyIsTakenWholeOrNotAtAll(t *testing.T) {
@@ -135,29 +135,40 @@ func TestAReplyIsTakenWholeOrNotAtAll(t *testing.T) {
 	if err := decodeReply([]int64{12}, nil); err != nil {
 		t.Errorf("a probe: %v", err)
 	}
+	// Where b and c are 0 for all, they are left out; and a status is below 0.
+	reqs = replyRequests(t)
+	if err := decodeReply([]int64{7, 1, 9, -statusCorrupt, 0, 0, 5}, reqs); err != nil {
+		t.Fatal(err)
+	}
+	if a, b, c := reqs[0], reqs[1], reqs[2]; a.granted != 1 || a.state != (state{a: 9}) || a.status != 0 || a.now != 7 ||
+		b.granted != 0 || b.state != (state{}) || b.status != statusCorrupt ||
+		c.granted != 0 || c.state != (state{a: 5}) || c.status != 0 {
+		t.Errorf("narrow: %+v, %+v, %+v", a, b, c)
+	}
 
 	set := func(at int, v int64) []int64 { r := goodReply(); r[at] = v; return r }
 	for what, reply := range map[string][]int64{
 		"nothing":                        nil,
-		"one entry too few":              goodReply()[:11],
-		"one value too few":              goodReply()[:15],
+		"one entry too few":              goodReply()[:9],
+		"one value too few":              goodReply()[:12],
 		"one value too many":             append(goodReply(), 0),
+		"narrow, one value too few":      {1, 1, 1, 1, 1, 1},
 		"a clock before 1970":            set(0, -1),
 		"a clock beyond 2^53":            set(0, 1<<53),
-		"a status that is none":          set(1, 4),
-		"a negative status":              set(6, -1),
-		"two granted of one":             set(2, 2),
-		"minus one granted":              set(12, -1),
-		"granted although corrupt":       {1, 0, 1, 0, 0, 0, statusCorrupt, 1, 0, 0, 0, 0, 1, 5, 1, 1},
-		"a state although of wrong type": {1, 0, 1, 0, 0, 0, statusWrongType, 0, 1, 0, 0, 0, 1, 5, 1, 1},
-		"a bucket more than empty":       set(3, 2_000_001),
-		"a third of a us too much":       set(3, 2_000_000)[:3:3],
-		"n thirds of a us":               set(9, 3),
-		"more than empty by a third":     {1, 0, 1, 0, 0, 0, 0, 0, 16, 3, 0, 0, 1, 5, 1, 1},
-		"a negative state":               set(13, -1),
-		"a wait of ages":                 set(14, 1<<53),
-		"a largest integer":              set(9, math.MaxInt64),
-		"a smallest integer":             set(9, math.MinInt64),
+		"a status that is none":          set(1, -4),
+		"the smallest status":            set(1, math.MinInt64),
+		"two granted of one":             set(1, 2),
+		"a state although corrupt":       {1, 1, 0, 0, 0, -statusCorrupt, 1, 0, 0, 1, 5, 1, 1},
+		"a state although of wrong type": {1, 1, 0, 0, 0, -statusWrongType, 0, 0, 1, 1, 5, 1, 1},
+		"narrow, a state although":       {1, 1, 0, -statusRefused, 1, 1, 5},
+		"a bucket more than empty":       set(2, 2_000_001),
+		"narrow, a bucket too empty":     {1, 1, 2_000_001, 0, 16, 0, 5},
+		"n thirds of a us":               set(7, 3),
+		"more than empty by a third":     {1, 1, 0, 0, 0, 0, 16, 3, 0, 1, 5, 1, 1},
+		"a negative state":               set(10, -1),
+		"a wait of ages":                 set(11, 1<<53),
+		"a largest integer":              set(7, math.MaxInt64),
+		"a smallest integer":             set(7, math.MinInt64),
 	} {
 		reqs := replyRequests(t)
 		if err := decodeReply(reply, reqs); !errors.Is(err, errProtocol) {
@@ -182,9 +193,10 @@ func FuzzDecodeReply(f *testing.F) {
 	}
 	f.Add(pack(goodReply()))
 	f.Add(pack(goodReply()[:7]))
+	f.Add(pack([]int64{7, 1, 9, -statusCorrupt, 0, 0, 5}))
 	f.Add([]byte{})
 	bad := goodReply()
-	bad[9] = math.MaxInt64
+	bad[7] = math.MaxInt64
 	f.Add(pack(bad))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var reply []int64

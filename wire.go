@@ -143,11 +143,11 @@ func (w *wire) await() {
 	if w.call == len(w.calls) {
 		return
 	}
-	want := replyHead + replyEntries*(w.calls[w.call]-w.first)
+	entries := w.calls[w.call] - w.first
 	if w.kind == opReset {
-		want = -1
+		entries = -1
 	}
-	w.reply.next(want, w.call == len(w.calls)-1)
+	w.reply.next(entries, w.call == len(w.calls)-1)
 }
 
 // goOn carries the operation on until it has ended, or until the given instant: then ended

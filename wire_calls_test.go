@@ -84,13 +84,13 @@ func TestAnOperationOfAClusterIsOneCallOfEachSlot(t *testing.T) {
 // by byte, and with the connection closed behind.
 func TestEveryCallOfAnOperationHasAnEndOfItsOwn(t *testing.T) {
 	const (
-		yes     = "*11\r\n:1\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n"
+		yes     = "*5\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n"
 		oom     = "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
 		down    = "-CLUSTERDOWN The cluster is down\r\n"
 		moved   = "-MOVED 1 127.0.0.1:1\r\n"
 		ask     = "-ASK 1 127.0.0.1:1\r\n"
 		again   = "-TRYAGAIN Multiple keys request during rehashing of slot\r\n"
-		implied = "*11\r\n:1\r\n:0\r\n:9\r\n:1\r\n:0\r\n:0\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n" // nine of one granted
+		implied = "*5\r\n:1\r\n:9\r\n:1\r\n:1\r\n:1\r\n" // nine of one granted
 	)
 	answered, stray := &errorType{name: "answered"}, &errorType{name: "stray"}
 	for _, c := range []struct {
@@ -186,7 +186,7 @@ func TestEveryCallOfAnOperationHasAnEndOfItsOwn(t *testing.T) {
 // those are sent again alone.
 func TestOnlyTheCallsThatWantTheScriptAreSentAgain(t *testing.T) {
 	const (
-		yes      = "*11\r\n:1\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n:0\r\n:1\r\n:1\r\n:0\r\n:0\r\n"
+		yes      = "*5\r\n:1\r\n:1\r\n:1\r\n:1\r\n:1\r\n"
 		noscript = "-NOSCRIPT No matching script.\r\n"
 		ask      = "-ASK 1 127.0.0.1:1\r\n"
 	)
@@ -246,16 +246,16 @@ func TestOnlyTheCallsThatWantTheScriptAreSentAgain(t *testing.T) {
 // Whatever a server sends instead of several replies, in whatever pieces, nothing panics,
 // and what is taken for a reply is one.
 func FuzzRepliesAreWholeOrRefused(f *testing.F) {
-	const two = "*2\r\n:1\r\n:2\r\n"
-	f.Add([]byte(two+two+two), 3, 2, 5)
-	f.Add([]byte(two+"-ERR x\r\n"+two), 3, 2, 1)
+	const two = "*3\r\n:1\r\n:2\r\n:3\r\n"
+	f.Add([]byte(two+two+two), 3, 1, 5)
+	f.Add([]byte(two+"-ERR x\r\n"+two), 3, 1, 1)
 	f.Add([]byte(":2\r\n:1\r\n"), 2, -1, 2)
-	f.Add([]byte("-ASK 1 a:1\r\n"+two+":"), 3, 2, 3)
-	f.Fuzz(func(t *testing.T, text []byte, calls, want, piece int) {
-		calls, want, piece = 1+max(0, min(calls, 40)), max(-1, min(want, 200)), max(1, piece%64)
+	f.Add([]byte("-ASK 1 a:1\r\n"+two+":"), 3, 1, 3)
+	f.Fuzz(func(t *testing.T, text []byte, calls, entries, piece int) {
+		calls, entries, piece = 1+max(0, min(calls, 40)), max(-1, min(entries, 200)), max(1, piece%64)
 		var p replyReader
 		p.reset()
-		p.next(want, calls == 1)
+		p.next(entries, calls == 1)
 		done, ends := 0, 0
 		for end := 0; end < len(text) && done < calls; {
 			end = min(len(text), end+piece)
@@ -268,24 +268,24 @@ func FuzzRepliesAreWholeOrRefused(f *testing.F) {
 					return
 				}
 				if !whole {
-					if len(p.values) > max(1, want) || p.at > end {
-						t.Fatalf("%d values kept of %d, %d bytes read of %d", len(p.values), want, p.at, end)
+					if len(p.values) > replyHead+replyWide*max(0, entries) || p.at > end {
+						t.Fatalf("%d values kept for %d entries, %d bytes read of %d", len(p.values), entries, p.at, end)
 					}
 					break
 				}
-				if p.failed == nil && len(p.values) != max(1, want) {
-					t.Fatalf("%d values, want %d", len(p.values), want)
+				if p.failed == nil && !repliesTo(p.values, entries) {
+					t.Fatalf("%d values for %d entries", len(p.values), entries)
 				}
 				// It is what it would be by itself.
 				var alone replyReader
-				alone.next(want, true)
+				alone.next(entries, true)
 				if whole, err := alone.read(text[ends:p.at]); !whole || err != nil || !slices.Equal(alone.values, p.values) ||
 					(alone.failed == nil) != (p.failed == nil) {
 					t.Fatalf("%q by itself: %t, %v", text[ends:p.at], whole, err)
 				}
 				ends = p.at
 				done++
-				p.next(want, done == calls-1)
+				p.next(entries, done == calls-1)
 			}
 		}
 	})

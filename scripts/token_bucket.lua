@@ -13,7 +13,7 @@
 --   d  whole us until full, as of t        r  and this many n-ths of one
 --   t  us, this server's clock             u  the unit of the limit that wrote it
 -- A key that is not there is a full bucket. TTL: until full, plus slack and a minute; see
--- keep in head.lua.
+-- keep in shared.lua.
 -- Reply: a, b = d, r after the call (look: before it), as of this instant; c = us by which the key's
 --   clock is ahead of this server's (it stepped back), 0 otherwise. The tokens left
 --   are (burst * p - (d * n + r)) / p; Go works that out.
@@ -27,14 +27,6 @@
 -- the wait it is told would be wrong, and a bucket emptied at 1 a day would stay at 1 a
 -- day; and if the part of a token were dropped, denied calls under two limits by turns
 -- would keep it from ever growing.
-
--- How many of more calls of this cost are taken ahead when callers have left left units: an
--- eighth of them at most, so that near the limit nobody takes what others need at once. None
--- if a caller did not fit: then less than the cost is left. sliding_log.lua has it from here;
--- it is not in head.lua because lone.lua can do without making it.
-local function ahead_of(left, cost, more)
-  return math.max(0, math.min(more, floor(left / (8 * cost))))
-end
 
 -- most_us is 366 days.
 local most_us = 31622400000000
