@@ -520,15 +520,7 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 	}
 	w := s.wire
 	d.start(to, s, op)
-	now := d.clock()
-	limit := op.began + int64(d.timeout)
-	until := time.Now().Add(time.Duration(min(own.due, limit) - now))
-	stop := func() bool { return true }
-	if ctx.Done() != nil {
-		stop = context.AfterFunc(ctx, w.interruptible())
-	}
-	ended, err := w.goOn(&to.say, until)
-	stop()
+	ended, err := d.goOn(ctx, w, &to.say, min(own.due, op.began+int64(d.timeout)))
 	w.over()
 	if !ended || len(w.strays) > 0 {
 		// The replies need a reader still, and the others' requests may have more time.
@@ -541,6 +533,25 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 	d.hangUp(s)
 	d.finish(s, op, err)
 	d.next(s)
+}
+
+// goOn carries an operation on for its leader until the instant, or until ctx ends: of that
+// it takes notice at once only from a glance on, because it costs more than anything else
+// here but the system calls, and nearly no operation takes as long.
+func (d *dispatcher) goOn(ctx context.Context, w *wire, s *wireScripts, limit int64) (ended bool, err error) {
+	until := func(at int64) time.Time { return time.Now().Add(time.Duration(at - d.clock())) }
+	if ctx.Done() == nil {
+		return w.goOn(s, until(limit))
+	}
+	// A write over TLS must not run out of time.
+	if soon := d.clock() + int64(glance); soon < limit && !w.secure {
+		if ended, err = w.goOn(s, until(soon)); ended || !errors.Is(err, os.ErrDeadlineExceeded) {
+			return ended, err
+		}
+	}
+	stop := context.AfterFunc(ctx, w.interruptible())
+	defer stop()
+	return w.goOn(s, until(limit))
 }
 
 // next hands the slot of a caller who is done on to those who are waiting.

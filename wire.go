@@ -25,6 +25,7 @@ type wire struct {
 	pool   *wirePool
 	conn   net.Conn
 	secure bool // TLS, which does not survive a write that stopped halfway
+	raw    *rawWire
 	used   time.Time
 	moves  uint64 // of the pool, when the connection was made
 
@@ -276,6 +277,11 @@ func (w *wire) refused(s *wireScripts, reqs []*request, err error) {
 // exchange writes what is not written and reads what has not arrived. Where it ends all
 // replies have been read, or the connection is broken.
 func (w *wire) exchange(s *wireScripts) (ended bool, err error) {
+	if w.raw != nil {
+		if ended, err, did := w.exchangeRaw(s); did {
+			return ended, err
+		}
+	}
 	for w.sent < len(w.out) {
 		n, err := w.conn.Write(w.out[w.sent:])
 		w.sent += n
@@ -284,37 +290,55 @@ func (w *wire) exchange(s *wireScripts) (ended bool, err error) {
 		}
 	}
 	for {
-		most := w.reply.most()
-		if len(w.in) == cap(w.in) {
-			w.in = slices.Grow(w.in, min(4<<10, most+1))
-		}
-		n, err := w.conn.Read(w.in[len(w.in):cap(w.in)])
-		w.in = w.in[:len(w.in)+n]
-		for n > 0 {
-			whole, bad := w.reply.read(w.in)
-			if bad == nil && whole {
-				bad = w.take(s)
-			}
-			if bad != nil {
-				return true, bad
-			}
-			if !whole {
-				break
-			}
-			if w.call == len(w.calls) {
-				return true, nil
-			}
-		}
-		if n > 0 && len(w.in)-w.reply.from > w.reply.most() {
-			return true, fmt.Errorf("%w: over %d bytes", errProtocol, w.reply.most())
+		n, err := w.conn.Read(w.room())
+		if ended, bad := w.arrived(s, n); ended {
+			return true, bad
 		}
 		if err != nil {
-			if errors.Is(err, io.EOF) && len(w.in) > w.reply.from {
-				err = io.ErrUnexpectedEOF
-			}
-			return !errors.Is(err, os.ErrDeadlineExceeded), err
+			return !errors.Is(err, os.ErrDeadlineExceeded), w.cutShort(err)
 		}
 	}
+}
+
+// room is where the next bytes go.
+func (w *wire) room() []byte {
+	if len(w.in) == cap(w.in) {
+		w.in = slices.Grow(w.in, min(4<<10, w.reply.most()+1))
+	}
+	return w.in[len(w.in):cap(w.in)]
+}
+
+// arrived takes what n more bytes complete. It says whether that is all, or what is wrong
+// with it.
+func (w *wire) arrived(s *wireScripts, n int) (ended bool, err error) {
+	w.in = w.in[:len(w.in)+n]
+	for n > 0 {
+		whole, bad := w.reply.read(w.in)
+		if bad == nil && whole {
+			bad = w.take(s)
+		}
+		if bad != nil {
+			return true, bad
+		}
+		if !whole {
+			break
+		}
+		if w.call == len(w.calls) {
+			return true, nil
+		}
+	}
+	if n > 0 && len(w.in)-w.reply.from > w.reply.most() {
+		return true, fmt.Errorf("%w: over %d bytes", errProtocol, w.reply.most())
+	}
+	return false, nil
+}
+
+// cutShort tells an end within a reply from one before it.
+func (w *wire) cutShort(err error) error {
+	if errors.Is(err, io.EOF) && len(w.in) > w.reply.from {
+		return io.ErrUnexpectedEOF
+	}
+	return err
 }
 
 // interruptible returns a function that makes the next turn of goOn end at once, or as soon
@@ -469,6 +493,7 @@ func (p *wirePool) connect(ctx context.Context) (*wire, error) {
 	}
 	_, secure := conn.(*tls.Conn)
 	w := &wire{pool: p, conn: conn, secure: secure, moves: moves}
+	w.raw = w.newRaw()
 	if !p.add(w) {
 		return nil, errors.Join(net.ErrClosed, conn.Close())
 	}
