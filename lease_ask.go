@@ -75,7 +75,7 @@ func (ls *leasing) giveBack(r *request, k *leaseKey, now int64) {
 // takeOut is giveBack without a claim.
 func (ls *leasing) takeOut(r *request, k *leaseKey, now int64) {
 	for g := range k.places {
-		if w, score, ok := g.lend(ls, now); ok {
+		if w, score, ok := g.lend(k.hash, ls, now); ok {
 			ls.back(r, lent{key: k, grant: g, word: w}, score)
 		}
 	}

@@ -7,12 +7,13 @@ import (
 	"time"
 )
 
-// grant is quota that was taken ahead, one lease after another in the same place: it is part
-// of its key, so that a call out of a lease looks at one cache line instead of two and a lease
+// grant is quota that was taken ahead, one lease after another in the same place: a lease
 // allocates nothing. Nobody takes a lock. The word says which lease it is, so whoever reads the
 // rest and then changes the word by compare-and-swap has read what belongs together. While a
-// lease begins, its word has no units.
+// lease begins, its word has no units. A place in the table is given from one key to another:
+// that, too, changes the number before anything else, so the rest includes whose it is.
 type grant struct {
+	hi, lo    atomic.Uint64 // the hash of its key
 	word      atomic.Uint64
 	asked     atomic.Int64 // before the charge left, ns of the ring's clock
 	remaining atomic.Int64 // what the primary had left then
@@ -21,7 +22,10 @@ type grant struct {
 }
 
 // terms are what a lease begins with.
-type terms struct{ units, asked, remaining, reset, score int64 }
+type terms struct {
+	units, asked, remaining, reset, score int64
+	flags                                 grantWord
+}
 
 // grantWord is the number of a lease, counted from the first that was in its place, and what
 // is left of it: nothing of one that has not begun.
@@ -34,6 +38,7 @@ const (
 	grantClosed grantWord = 1 << (2 * grantBits) << iota // nobody takes anything of it
 	grantLent                                            // closed, and on the way back
 	grantAhead                                           // the next one has been asked for
+	grantSecond                                          // of leaseKey.here: spare may have something
 
 	grantNumber grantWord = 1 << 32 // one in the number
 )
@@ -52,23 +57,44 @@ func (w grantWord) unused() int64 {
 	return w.left()
 }
 
-func (g *grant) load() grantWord { return grantWord(g.word.Load()) }
+// load is the word of a key's lease. What is another key's by now is closed to it.
+func (g *grant) load(h keyHash) grantWord {
+	w := g.bare()
+	if g.lo.Load() != h.lo || g.hi.Load() != h.hi {
+		return grantClosed
+	}
+	return w
+}
+
+// bare is the word, whoever the key is.
+func (g *grant) bare() grantWord { return grantWord(g.word.Load()) }
 
 func (g *grant) swap(from, to grantWord) bool {
 	return g.word.CompareAndSwap(uint64(from), uint64(to))
 }
 
+// clear makes the place one that has no lease: nobody takes anything of what was there.
+func (g *grant) clear() (w grantWord) {
+	for w = g.bare(); !g.swap(w, w.next()|grantClosed); w = g.bare() {
+	}
+	return w.next()
+}
+
+// belong gives the place to a key. Whoever had it takes nothing any more.
+func (g *grant) belong(h keyHash) {
+	g.clear()
+	g.hi.Store(h.hi)
+	g.lo.Store(h.lo)
+}
+
 // begin puts a lease in the place of another. The key is claimed.
 func (g *grant) begin(t terms) grantWord {
-	w := g.load()
-	for !g.swap(w, w.next()|grantClosed) {
-		w = g.load()
-	}
+	w := g.clear()
 	g.asked.Store(t.asked)
 	g.remaining.Store(t.remaining)
 	g.reset.Store(t.reset)
 	g.score.Store(t.score)
-	w = w.next() | grantWord(t.units<<grantBits|t.units)
+	w |= grantWord(t.units<<grantBits|t.units) | t.flags
 	g.word.Store(uint64(w))
 	return w
 }
@@ -79,9 +105,9 @@ func (g *grant) told() terms {
 }
 
 // take takes cost units, if there are as many. w is what it made of the lease.
-func (g *grant) take(ls *leasing, cost, now int64) (w grantWord, t terms, ok bool) {
+func (g *grant) take(h keyHash, ls *leasing, cost, now int64) (w grantWord, t terms, ok bool) {
 	for {
-		if w = g.load(); w.closed() || w.left() < cost {
+		if w = g.load(h); w.closed() || w.left() < cost {
 			return w, t, false
 		}
 		if t = g.told(); now >= ls.end(t.asked) {
@@ -95,7 +121,7 @@ func (g *grant) take(ls *leasing, cost, now int64) (w grantWord, t terms, ok boo
 
 // goAhead says whether the next lease has not been asked for yet, and notes that it is.
 func (g *grant) goAhead(w grantWord) bool {
-	for is := w; is.number() == w.number() && is&(grantAhead|grantClosed) == 0; is = g.load() {
+	for is := w; is.number() == w.number() && is&(grantAhead|grantClosed) == 0; is = g.bare() {
 		if g.swap(is, is|grantAhead) {
 			return true
 		}
@@ -105,7 +131,7 @@ func (g *grant) goAhead(w grantWord) bool {
 
 // close makes nobody take what is left of a lease, which is forgotten.
 func (g *grant) close(w grantWord) {
-	for is := w; is.number() == w.number() && !is.closed(); is = g.load() {
+	for is := w; is.number() == w.number() && !is.closed(); is = g.bare() {
 		if g.swap(is, is|grantClosed) {
 			return
 		}
@@ -114,9 +140,9 @@ func (g *grant) close(w grantWord) {
 
 // lend takes what is left, to be returned: only the first call gets anything, and nobody once
 // the lease has ended.
-func (g *grant) lend(ls *leasing, now int64) (w grantWord, score int64, ok bool) {
+func (g *grant) lend(h keyHash, ls *leasing, now int64) (w grantWord, score int64, ok bool) {
 	for {
-		w = g.load()
+		w = g.load(h)
 		score = g.score.Load()
 		if w.closed() || w.left() == 0 || now >= ls.end(g.asked.Load()) {
 			return w, 0, false
@@ -127,26 +153,39 @@ func (g *grant) lend(ls *leasing, now int64) (w grantWord, score int64, ok bool)
 	}
 }
 
-// open undoes lend, unless another lease has begun.
-func (g *grant) open(w grantWord) bool { return g.swap(w, w&^(grantClosed|grantLent)) }
+// open undoes lend, unless another lease has begun. A second one can have been added since.
+func (g *grant) open(w grantWord) bool {
+	for is := g.bare(); is&^grantSecond == w&^grantSecond; is = g.bare() {
+		if g.swap(is, is&^(grantClosed|grantLent)) {
+			return true
+		}
+	}
+	return false
+}
 
-// look is a lease and when it was asked for.
-func (g *grant) look() (w grantWord, asked int64) {
+// mark notes that there is a second lease.
+func (g *grant) mark() {
+	for w := g.bare(); w&grantSecond == 0 && !g.swap(w, w|grantSecond); w = g.bare() {
+	}
+}
+
+// look is a key's lease and when it was asked for.
+func (g *grant) look(h keyHash) (w grantWord, asked int64) {
 	for {
-		w = g.load()
+		w = g.load(h)
 		asked = g.asked.Load()
-		if g.load().number() == w.number() {
+		if g.load(h).number() == w.number() {
 			return w, asked
 		}
 	}
 }
 
 // rest is what can be taken now.
-func (g *grant) rest(ls *leasing, now int64) int64 {
+func (g *grant) rest(h keyHash, ls *leasing, now int64) int64 {
 	if g == nil {
 		return 0
 	}
-	w, asked := g.look()
+	w, asked := g.look(h)
 	if w.closed() || now >= ls.end(asked) {
 		return 0
 	}
@@ -155,9 +194,9 @@ func (g *grant) rest(ls *leasing, now int64) int64 {
 
 // settle is how much nobody took, and how much of that can be taken now. If that is nothing,
 // the lease is over, and nothing of it is unused from now on.
-func (g *grant) settle(ls *leasing, now int64) (unused, rest int64) {
+func (g *grant) settle(h keyHash, ls *leasing, now int64) (unused, rest int64) {
 	for {
-		w, asked := g.look()
+		w, asked := g.look(h)
 		if unused = w.unused(); unused == 0 {
 			return 0, 0
 		}
@@ -170,15 +209,15 @@ func (g *grant) settle(ls *leasing, now int64) (unused, rest int64) {
 	}
 }
 
-// leaseKey is what this process holds of one key: two cache lines of most processors, of which
-// a call out of a lease needs the first alone, unless a second lease is there.
+// leaseKey is what this process holds of one key. A call out of a lease does not need it, as
+// long as there is no second one: what it needs is in the table.
 type leaseKey struct {
 	hash keyHash
-	here grant // the lease in use
+	of   *leasing
+	here *grant // the lease in use: the key's place in the table, until the key retires
 	// spare is a second place, there once a lease has been asked for in advance.
 	spare atomic.Pointer[grant]
 
-	of *leasing
 	// reset is when the key was last Reset: what was asked for before is not used.
 	reset  atomic.Int64
 	since  atomic.Int64                  // when it was last claimed
@@ -211,9 +250,9 @@ const (
 // w is what is left of that, rest what is left of both. told is of the newer one, which knows
 // best what else there is: what it took the older one counts as left still.
 func (k *leaseKey) take(ls *leasing, cost, now int64) (g *grant, w grantWord, told terms, rest int64) {
-	first, second := &k.here, k.spare.Load()
+	first, second := k.here, k.spare.Load()
 	if second == nil {
-		w, told, ok := first.take(ls, cost, now)
+		w, told, ok := first.take(k.hash, ls, cost, now)
 		if !ok {
 			return nil, 0, terms{}, 0
 		}
@@ -222,29 +261,29 @@ func (k *leaseKey) take(ls *leasing, cost, now int64) (g *grant, w grantWord, to
 	if second.asked.Load() < first.asked.Load() {
 		first, second = second, first
 	}
-	w, told, ok := first.take(ls, cost, now)
+	w, told, ok := first.take(k.hash, ls, cost, now)
 	if ok {
-		is := second.load()
+		is := second.load(k.hash)
 		newer := second.told()
-		if second.load().number() == is.number() && is.units() > 0 && newer.asked > told.asked {
+		if second.load(k.hash).number() == is.number() && is.units() > 0 && newer.asked > told.asked {
 			told = newer
 		}
-		return first, w, told, w.left() + second.rest(ls, now)
+		return first, w, told, w.left() + second.rest(k.hash, ls, now)
 	}
-	if w, told, ok = second.take(ls, cost, now); ok {
-		return second, w, told, w.left() + first.rest(ls, now)
+	if w, told, ok = second.take(k.hash, ls, cost, now); ok {
+		return second, w, told, w.left() + first.rest(k.hash, ls, now)
 	}
 	return nil, 0, terms{}, 0
 }
 
 // rest is what can be taken now, in one or two takes.
 func (k *leaseKey) rest(now int64) int64 {
-	return k.here.rest(k.of, now) + k.spare.Load().rest(k.of, now)
+	return k.here.rest(k.hash, k.of, now) + k.spare.Load().rest(k.hash, k.of, now)
 }
 
 // places are those of leases.
 func (k *leaseKey) places(yield func(*grant) bool) {
-	if yield(&k.here) {
+	if yield(k.here) {
 		if g := k.spare.Load(); g != nil {
 			yield(g)
 		}
@@ -269,7 +308,7 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	}
 	used, held := int64(k.given), int64(0)
 	for g := range k.places {
-		unused, rest := g.settle(k.of, now)
+		unused, rest := g.settle(k.hash, k.of, now)
 		used -= unused
 		held += rest
 	}
@@ -345,7 +384,10 @@ func (k *leaseKey) add(t terms, now int64) {
 		return
 	}
 	g := k.place(now)
-	unused, _ := g.settle(k.of, now) // what has ended meanwhile was not used
+	unused, _ := g.settle(k.hash, k.of, now) // what has ended meanwhile was not used
+	if g == k.here && k.spare.Load().rest(k.hash, k.of, now) > 0 {
+		t.flags = grantSecond
+	}
 	w := g.begin(t)
 	k.given += int16(t.units - unused)
 	// After a Reset nothing is returned, either; and after Close nobody would.
@@ -355,23 +397,25 @@ func (k *leaseKey) add(t terms, now int64) {
 }
 
 // place is where the next lease goes: where nothing is left, or else where the one asked for
-// in advance was, of which nearly nothing is.
+// in advance was, of which nearly nothing is. Who looks at the first then looks at the second.
 func (k *leaseKey) place(now int64) *grant {
-	if k.here.rest(k.of, now) == 0 {
-		return &k.here
+	if k.here.rest(k.hash, k.of, now) == 0 {
+		return k.here
 	}
 	g := k.spare.Load()
 	if g == nil {
 		g = &grant{}
+		g.belong(k.hash)
 		k.spare.Store(g)
 	}
+	k.here.mark()
 	return g
 }
 
 // due says whether something is left of a lease that has not ended and began by then.
 func (k *leaseKey) due(begun, now int64) bool {
 	for g := range k.places {
-		if w, asked := g.look(); asked <= begun && !w.closed() && w.left() > 0 && now < k.of.end(asked) {
+		if w, asked := g.look(k.hash); asked <= begun && !w.closed() && w.left() > 0 && now < k.of.end(asked) {
 			return true
 		}
 	}
@@ -387,12 +431,13 @@ func (k *leaseKey) drop(now int64) {
 		}
 	}
 	for g := range k.places {
-		g.close(g.load())
+		g.close(g.load(k.hash))
 	}
 }
 
 // retire says whether the key can be forgotten. Then it is claimed for good, so that whoever
-// has found it before takes no lease that nobody would find.
+// has found it before takes no lease that nobody would find; and what it has found is closed
+// to it once the place belongs to another.
 func (k *leaseKey) retire(now int64) bool {
 	if now-k.since.Load() <= int64(MaxLease) || !k.way.CompareAndSwap(0, asking) {
 		return false

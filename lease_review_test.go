@@ -42,8 +42,8 @@ func callOnce(t *testing.T, r *Ring, l *Limiter, key string, cost int64) (next i
 	aclMust(t, err)
 	h := l.keys.hash(key)
 	k := r.leases.find(h)
-	w, asked := k.here.look()
-	if w == 0 {
+	w, asked := k.here.look(h)
+	if w.units() == 0 {
 		return 0
 	}
 	at := asked + l.lease.patience()

@@ -7,54 +7,98 @@ import (
 )
 
 const (
-	leaseWays = 5
-	leaseSets = 1 << 16
+	leasePlaces = 1 << 18
+	leaseTries  = 8 // a key is in one of so many places
 )
 
 // leaseTable holds the keys that may have leases, of all limiters of a ring together: at most
-// leaseSets x leaseWays, 327,680. Reading takes no lock; a key that finds its
-// set full of keys in use gets no leases.
+// leasePlaces. Reading takes no lock; a key that finds only keys in use where it may be gets
+// no leases. No place is ever empty again once a key has been there, so whoever looks for one
+// can stop at an empty place.
 type leaseTable struct {
-	sets atomic.Pointer[[leaseSets]leaseSet]
-	mu   sync.Mutex // held while a key is put in; a leaf
+	all atomic.Pointer[leasePages]
+	mu  sync.Mutex // held while a key is put in; a leaf
 }
 
-// leaseSet holds the keys that fall into it, in no order, and a part of the hash of each, so
-// that no other key is looked at in vain. It is as long as a cache line of most processors.
-type leaseSet struct {
-	tags [leaseWays]atomic.Uint32
-	keys [leaseWays]atomic.Pointer[leaseKey]
+// leasePages are the places with what calls need, and the keys with the rest, in the same
+// order. The former are many, so there are no pointers in them for the garbage collector to
+// follow; and only those pages of either take memory where a key has been.
+type leasePages struct {
+	places []leasePlace
+	keys   []atomic.Pointer[leaseKey]
 }
 
-// set is where a key belongs, and its tag there. The lower half of its hash is used: the
-// upper half picks the shard.
-func (t *leaseTable) set(h keyHash) (s *leaseSet, tag uint32) {
-	sets := t.sets.Load()
-	if sets == nil {
-		return nil, 0
+// leasePlace is as long as a cache line of most processors: all that a call out of a lease
+// waits for, if there is no second one.
+type leasePlace struct {
+	grant
+	_ [8]byte
+}
+
+func newLeasePages() *leasePages {
+	return &leasePages{make([]leasePlace, leasePlaces), make([]atomic.Pointer[leaseKey], leasePlaces)}
+}
+
+// at is the i-th place where a key may be. The lower half of its hash is used: the upper half
+// picks the shard.
+func (p *leasePages) at(h keyHash, i uint64) uint64 { return (h.lo + i) % leasePlaces }
+
+// look is where a key is, in no place of a table that has none. A place is empty where the
+// lower half of the hash is 0: that a key has such a hash can be left out of account.
+func (p *leasePages) look(h keyHash) (at uint64, ok bool) {
+	if p == nil {
+		return 0, false
 	}
-	return &sets[h.lo%leaseSets], uint32(h.lo >> 32)
+	for i := range uint64(leaseTries) {
+		at = p.at(h, i)
+		g := &p.places[at]
+		switch lo := g.lo.Load(); {
+		case lo == h.lo && g.hi.Load() == h.hi:
+			return at, true
+		case lo == 0:
+			return 0, false
+		}
+	}
+	return 0, false
 }
 
 // find is the key, nil if it is not there.
-func (t *leaseTable) find(h keyHash) *leaseKey {
-	s, tag := t.set(h)
-	if s == nil {
-		return nil
-	}
-	return s.find(h, tag)
-}
-
-func (s *leaseSet) find(h keyHash, tag uint32) *leaseKey {
-	for i := range s.tags {
-		if s.tags[i].Load() != tag {
-			continue
-		}
-		if k := s.keys[i].Load(); k != nil && k.hash == h {
-			return k
-		}
+func (p *leasePages) find(h keyHash) *leaseKey {
+	if at, ok := p.look(h); ok {
+		return p.key(at, h)
 	}
 	return nil
+}
+
+// key is the key at a place, unless that is another's by now.
+func (p *leasePages) key(at uint64, h keyHash) *leaseKey {
+	if k := p.keys[at].Load(); k.hash == h {
+		return k
+	}
+	return nil
+}
+
+// find is the key, nil if it is not there.
+func (t *leaseTable) find(h keyHash) *leaseKey { return t.all.Load().find(h) }
+
+// take takes cost units out of a lease of the key, see leaseKey.take. Of the key it looks at
+// its place alone, if there is no second lease.
+func (t *leaseTable) take(ls *leasing, h keyHash, cost, now int64) (g *grant, w grantWord, told terms, rest int64) {
+	p := t.all.Load()
+	at, ok := p.look(h)
+	if !ok {
+		return nil, 0, terms{}, 0
+	}
+	g = &p.places[at].grant
+	if g.load(h)&grantSecond != 0 {
+		if k := p.key(at, h); k != nil {
+			return k.take(ls, cost, now)
+		}
+	}
+	if w, told, ok = g.take(h, ls, cost, now); !ok {
+		return nil, 0, terms{}, 0
+	}
+	return g, w, told, w.left()
 }
 
 // key is find, and puts the key there if there is room. It takes no memory until the first.
@@ -64,23 +108,26 @@ func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.sets.Load() == nil {
-		t.sets.Store(new([leaseSets]leaseSet))
+	p := t.all.Load()
+	if p == nil {
+		p = newLeasePages()
+		t.all.Store(p)
 	}
-	s, tag := t.set(h)
-	if k := s.find(h, tag); k != nil {
+	if k := p.find(h); k != nil {
 		return k
 	}
-	for i := range s.keys {
-		if old := s.keys[i].Load(); old != nil && !old.retire(now) {
+	for i := range uint64(leaseTries) {
+		at := p.at(h, i)
+		if old := p.keys[at].Load(); old != nil && !old.retire(now) {
 			continue
 		}
-		k := &leaseKey{of: ls, hash: h}
+		g := &p.places[at].grant
+		k := &leaseKey{of: ls, hash: h, here: g}
 		k.room.Store(math.MaxInt32)
 		k.reset.Store(math.MinInt64)
 		k.since.Store(now)
-		s.tags[i].Store(tag)
-		s.keys[i].Store(k)
+		p.keys[at].Store(k) // first: whoever finds the hash finds a key
+		g.belong(h)
 		return k
 	}
 	return nil
@@ -96,15 +143,13 @@ func (t *leaseTable) drop(h keyHash, now int64) {
 // outstanding is what is held now, in units of all keys of a limiter.
 func (t *leaseTable) outstanding(now int64) map[*leasing]int64 {
 	out := map[*leasing]int64{}
-	sets := t.sets.Load()
-	if sets == nil {
+	p := t.all.Load()
+	if p == nil {
 		return out
 	}
-	for i := range sets {
-		for j := range sets[i].keys {
-			if k := sets[i].keys[j].Load(); k != nil {
-				out[k.of] += k.rest(now)
-			}
+	for i := range p.keys {
+		if k := p.keys[i].Load(); k != nil {
+			out[k.of] += k.rest(now)
 		}
 	}
 	return out
