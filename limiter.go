@@ -63,8 +63,7 @@ func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 
 // AllowN asks for cost units of the key's quota, all or none. Being denied is not an
 // error. It answers within the limiter's budget, or just before ctx's deadline if that
-// is earlier, and at once when ctx is canceled; where callers share operations up to 2 ms
-// after that.
+// is earlier, and up to 2 ms after ctx is canceled.
 func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision, error) {
 	start := l.ring.clock()
 	if err := l.check(ctx, key, cost); err != nil {

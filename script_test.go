@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "aac484edfb4ce6df907a282bffc1296f26544c1d"},
-		{"look on Redis", redisScripts.look, "0317d9284a89f8fa265c738140825f6838b14ffd"},
-		{"charge, plain", plainScripts.charge, "e1be1f8aa10f1fa36ad5b3020be05749ca1ee1e7"},
-		{"look, plain", plainScripts.look, "28add6d179295cb52e0178ce1a9387fad87fe3ff"},
+		{"charge on Redis", redisScripts.charge, "fabe3569227f22cf97e7dc31c177fdec51c678f8"},
+		{"look on Redis", redisScripts.look, "329488757c715ad9cdd4514cc525ea757b9b0be1"},
+		{"charge, plain", plainScripts.charge, "a8a6d824a3a8fda55289b1199dc20f9c0bdcd082"},
+		{"look, plain", plainScripts.look, "f4b14dadc2d9bd729edd886d1b7466f9034a5561"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

@@ -109,7 +109,7 @@ func TestEveryCallOfAnOperationHasAnEndOfItsOwn(t *testing.T) {
 		{"all are elsewhere", ask + moved + again, false, [3]*errorType{stray, stray, stray}, nil, true, 1},
 		{"one is elsewhere, the others are refused", oom + ask + oom, false, [3]*errorType{typeOOM, stray, typeOOM}, nil, true, 0},
 		{"it ends after the first", yes, true, [3]*errorType{answered, typeEOF, typeEOF}, typeEOF, false, 0},
-		{"it ends in the second", yes + "*11\r\n:1\r\n", true, [3]*errorType{answered, typeEOF, typeEOF}, typeEOF, false, 0},
+		{"it ends in the second", yes + "*5\r\n:1\r\n", true, [3]*errorType{answered, typeEOF, typeEOF}, typeEOF, false, 0},
 		{"it ends before the first", "", true, [3]*errorType{typeEOF, typeEOF, typeEOF}, typeEOF, false, 0},
 		{"it ends after one is sent away", ask + yes, true, [3]*errorType{stray, answered, typeEOF}, typeEOF, false, 0},
 		{"it ends after one that wants the script", "-NOSCRIPT No matching script.\r\n" + yes, true, [3]*errorType{stray, answered, typeEOF}, typeEOF, false, 0},

@@ -77,9 +77,8 @@ func (w *wire) rawStep(fd uintptr) bool {
 		r.full = w.sent < len(w.out)
 		return r.full
 	}
-	for {
-		room := w.room()
-		n, err := ignoringInterrupts(syscall.Read, fd, room)
+	for { // a part of a reply and the end of the connection may have been told of together
+		n, err := ignoringInterrupts(syscall.Read, fd, w.room())
 		switch {
 		case err == syscall.EAGAIN:
 			return false
@@ -90,9 +89,6 @@ func (w *wire) rawStep(fd uintptr) bool {
 		}
 		if r.ended, r.err = w.arrived(r.scripts, n); r.ended {
 			return true
-		}
-		if n < len(room) { // there is no more: whatever comes now is told
-			return false
 		}
 	}
 }

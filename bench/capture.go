@@ -33,21 +33,19 @@ type form struct {
 	tail []string
 }
 
-// What is known of the reply: all integers, now first, then for each entry its status, how
-// many it was granted and the state.
+// What is known of the reply to buckets without fractions: all integers, now first, then for
+// each entry how many it was granted, below 0 if it was not decided, and the state.
 const (
-	replyHead    = 1
-	replyEntry   = 5
-	replyGranted = 1
+	replyHead  = 1
+	replyEntry = 2
 )
 
-// granted reads how many of the callers of entry i were granted.
-func replyGrant(reply []int64, i int) (int64, error) {
-	at := replyHead + i*replyEntry
-	if len(reply) < at+replyEntry || reply[at] != 0 {
+// replyGrant reads how many of the callers of entry i of n were granted.
+func replyGrant(reply []int64, n, i int) (int64, error) {
+	if len(reply) != replyHead+n*replyEntry || reply[replyHead+i*replyEntry] < 0 {
 		return 0, fmt.Errorf("entry %d of a reply of %d values was not decided; has the script's reply changed (capture.go)?", i, len(reply))
 	}
-	return reply[at+replyGranted], nil
+	return reply[replyHead+i*replyEntry], nil
 }
 
 // recorder keeps what is written to the connections it dials.

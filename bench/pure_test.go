@@ -205,10 +205,10 @@ func TestRepliesOfIntegers(t *testing.T) {
 			t.Errorf("%q is read as %v", bad, got)
 		}
 	}
-	if _, err := replyGrant([]int64{1, 1, 0, 0, 0, 0}, 0); err == nil {
+	if _, err := replyGrant([]int64{1, -1, 0}, 1, 0); err == nil {
 		t.Error("an entry that was not decided counts as decided")
 	}
-	if got, err := replyGrant([]int64{1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0}, 1); err != nil || got != 1 {
+	if got, err := replyGrant([]int64{1, 0, 0, 1, 5}, 2, 1); err != nil || got != 1 {
 		t.Errorf("the second entry is granted %d, %v", got, err)
 	}
 }

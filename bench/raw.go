@@ -137,7 +137,7 @@ func (d *rawDriver) receive(sent time.Duration) (err error) {
 	}
 	end := time.Since(d.began)
 	for i := range batchKeys {
-		granted, err := replyGrant(d.reply, i)
+		granted, err := replyGrant(d.reply, batchKeys, i)
 		if err != nil {
 			return err
 		}

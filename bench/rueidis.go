@@ -23,7 +23,7 @@ func openRueidis(_ context.Context, at place, _ limit) (*instance, error) {
 			if err != nil {
 				return denied, err
 			}
-			granted, err := replyGrant(reply, 0)
+			granted, err := replyGrant(reply, 1, 0)
 			return answerOf(granted == 1), err
 		},
 		close: client.Close,
