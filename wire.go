@@ -278,7 +278,7 @@ func (w *wire) refused(s *wireScripts, reqs []*request, err error) {
 // replies have been read, or the connection is broken.
 func (w *wire) exchange(s *wireScripts) (ended bool, err error) {
 	if w.raw != nil {
-		if ended, err, did := w.exchangeRaw(s); did {
+		if did, ended, err := w.exchangeRaw(s); did {
 			return ended, err
 		}
 	}

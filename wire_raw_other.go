@@ -7,4 +7,4 @@ type rawWire struct{}
 
 func (w *wire) newRaw() *rawWire { return nil }
 
-func (w *wire) exchangeRaw(*wireScripts) (ended bool, err error, did bool) { return false, nil, false }
+func (w *wire) exchangeRaw(*wireScripts) (did, ended bool, err error) { return false, false, nil }

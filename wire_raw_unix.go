@@ -39,18 +39,18 @@ func (w *wire) newRaw() *rawWire {
 
 // exchangeRaw is exchange, unless it says that it has not done it: what it has written is
 // noted.
-func (w *wire) exchangeRaw(s *wireScripts) (ended bool, err error, did bool) {
+func (w *wire) exchangeRaw(s *wireScripts) (did, ended bool, err error) {
 	r := w.raw
 	r.scripts, r.ended, r.err, r.full = s, false, nil, false
 	err = r.conn.Read(r.step)
 	r.scripts = nil
 	switch {
 	case err != nil:
-		return !errors.Is(err, os.ErrDeadlineExceeded), w.cutShort(err), true
+		return true, !errors.Is(err, os.ErrDeadlineExceeded), w.cutShort(err)
 	case r.full:
-		return false, nil, false
+		return false, false, nil
 	}
-	return r.ended, r.err, true
+	return true, r.ended, r.err
 }
 
 // rawStep goes on until it would have to wait. It is called again when something has arrived;
@@ -58,16 +58,13 @@ func (w *wire) exchangeRaw(s *wireScripts) (ended bool, err error, did bool) {
 func (w *wire) rawStep(fd uintptr) bool {
 	r := w.raw
 	fail := func(op string, err error) bool {
-		r.ended, r.err = true, w.cutShort(err)
-		if err != io.EOF {
-			r.err = &net.OpError{Op: op, Net: w.pool.network, Err: os.NewSyscallError(op, err)}
-		}
+		r.ended, r.err = true, &net.OpError{Op: op, Net: w.pool.network, Err: os.NewSyscallError(op, err)}
 		return true
 	}
 	if w.sent < len(w.out) {
 		n, err := ignoringInterrupts(syscall.Write, fd, w.out[w.sent:])
 		switch {
-		case err == syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			r.full = true
 			return true
 		case err != nil:
@@ -80,12 +77,13 @@ func (w *wire) rawStep(fd uintptr) bool {
 	for { // a part of a reply and the end of the connection may have been told of together
 		n, err := ignoringInterrupts(syscall.Read, fd, w.room())
 		switch {
-		case err == syscall.EAGAIN:
+		case errors.Is(err, syscall.EAGAIN):
 			return false
 		case err != nil:
 			return fail("read", err)
 		case n == 0:
-			return fail("read", io.EOF)
+			r.ended, r.err = true, w.cutShort(io.EOF)
+			return true
 		}
 		if r.ended, r.err = w.arrived(r.scripts, n); r.ended {
 			return true
@@ -95,7 +93,7 @@ func (w *wire) rawStep(fd uintptr) bool {
 
 func ignoringInterrupts(call func(fd int, b []byte) (int, error), fd uintptr, b []byte) (int, error) {
 	for {
-		if n, err := call(int(fd), b); err != syscall.EINTR {
+		if n, err := call(int(fd), b); !errors.Is(err, syscall.EINTR) {
 			return max(n, 0), err
 		}
 	}
