@@ -75,11 +75,12 @@ const (
 // leases are used until they end. A machine that is suspended and wakes up uses its leases
 // as if it had not slept.
 //
-// At most 262,144 keys of a ring have leases at a time, in a table of 18 MB that is made for
-// the first lease. Its pages are used as keys come: 1,000 of them, wherever they fall, use 4 or
-// 5 MB of it, 20,000 nearly all. Each key takes 96 bytes besides, 64 more if its lease has ever
-// been renewed early because it was used up, and 16 for each lease that was taken in the last
-// Lease.TTL; further keys go without.
+// At most 262,144 keys of a ring have leases at a time; further keys go without, and so do some
+// before that, because each can only be in 8 places: of 100,000 keys one in 1,000, of 200,000
+// one in 25. The table counts as 18 MB of heap from the first lease on. Memory is used as keys
+// come: about 1 MB of it for the first, 6 MB for 1,000 keys, all for more than 20,000. Each key
+// takes 96 bytes besides, 64 more if its lease has ever been renewed early because it was used
+// up, and 16 for each lease that was taken in the last Lease.TTL.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {
