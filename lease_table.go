@@ -72,7 +72,7 @@ func (p *leasePages) find(h keyHash) *leaseKey {
 
 // key is the key at a place, unless that is another's by now.
 func (p *leasePages) key(at uint64, h keyHash) *leaseKey {
-	if k := p.keys[at].Load(); k.hash == h {
+	if k := p.keys[at].Load(); k != nil && k.hash == h {
 		return k
 	}
 	return nil
@@ -126,7 +126,7 @@ func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
 		k.room.Store(math.MaxInt32)
 		k.reset.Store(math.MinInt64)
 		k.since.Store(now)
-		p.keys[at].Store(k) // first: whoever finds the hash finds a key
+		p.keys[at].Store(k)
 		g.belong(h)
 		return k
 	}

@@ -14,9 +14,10 @@ import (
 func tableLeases() *leasing { return &leasing{life: int64(MaxLease), bound: 1000} }
 
 // neighbors are keys that may be in the same places, at the end of the table and the beginning.
+// Two each have the same lower half.
 func neighbors(n int) (h []keyHash) {
 	for i := range n {
-		h = append(h, keyHash{uint64(100 + i), uint64(i+1)*leasePlaces - leaseTries/2})
+		h = append(h, keyHash{uint64(100 + i), uint64(i/2+1)*leasePlaces - leaseTries/2})
 	}
 	return h
 }
@@ -89,7 +90,7 @@ func TestKeysThatMayBeInTheSamePlacesAreAllFound(t *testing.T) {
 		}
 	}
 	// Those that differ in either half of the hash are others.
-	for _, other := range []keyHash{{h[0].hi, h[1].lo}, {h[1].hi, h[0].lo}, {h[0].hi, h[0].lo + 1<<40}} {
+	for _, other := range []keyHash{{h[0].hi, h[2].lo}, {h[2].hi, h[0].lo}, {h[0].hi, h[0].lo + 1<<40}} {
 		if g, _, _, _ := table.take(ls, other, 1, 2); g != nil || table.find(other) != nil {
 			t.Errorf("%v is found", other)
 		}
@@ -157,30 +158,40 @@ func TestAFullNeighborhoodHasNoPlaceForAnotherKey(t *testing.T) {
 // Who has found a key before its place became another's takes, returns and drops nothing of
 // that; nor does that take what was left there, even by an instant at which it had not ended.
 func TestAPlaceThatHasBecomeAnothersIsClosedToItsFormerKey(t *testing.T) {
-	var table leaseTable
 	_, l := patientRing(t, TokenBucket{Rate: 1, Per: time.Hour, Burst: 1000}, Lease{Max: 50})
+	h := neighbors(leaseTries)
+	for name, other := range map[string]keyHash{
+		"another key": {999, h[0].lo + 999*leasePlaces}, "the same lower half": {999, h[0].lo}, "the same upper half": {h[0].hi, h[0].lo + 999*leasePlaces},
+	} {
+		t.Run(name, func(t *testing.T) { handOver(t, l, h, other) })
+	}
+}
+
+// handOver gives the place of the first of some keys, in a full neighborhood, to another.
+func handOver(t *testing.T, l *Limiter, h []keyHash, other keyHash) {
+	var table leaseTable
 	ls := l.lease
-	h := neighbors(leaseTries + 1)
-	for _, is := range h[:leaseTries] {
-		table.key(ls, is, 0)
+	for i, is := range h {
+		if k := table.key(ls, is, 0); i > 0 {
+			k.way.Store(asking)
+		}
 	}
 	old := table.find(h[0])
 	w := old.here.begin(terms{units: 5, asked: 1})
-	lentWord, _, _ := old.here.lend(h[0], ls, 2)
-	old.here.open(lentWord)
-	for i := 1; i < leaseTries; i++ {
-		table.find(h[i]).way.Store(asking)
+	word, _, ok := old.here.lend(h[0], ls, 2)
+	if !ok || !old.here.open(word) {
+		t.Fatal("nothing can be lent")
 	}
 	now := idle(0)
-	k := table.key(ls, h[leaseTries], now)
+	k := table.key(ls, other, now)
 	if k == nil || k.here != old.here {
 		t.Fatal("the place is not the other's")
 	}
 	// What was left: with a clock that was read before the key was forgotten.
-	if g, _, _, _ := table.take(ls, k.hash, 1, 2); g != nil || k.rest(2) != 0 || k.due(2, 2) {
+	if g, _, _, _ := table.take(ls, other, 1, 2); g != nil || k.rest(2) != 0 || k.due(2, 2) {
 		t.Error("what the former key left is used")
 	}
-	if old.here.goAhead(w) || old.here.open(lentWord) {
+	if old.here.goAhead(w) || old.here.open(word) {
 		t.Error("a lease goes on in the place of another key")
 	}
 	old.here.close(w)
@@ -201,8 +212,8 @@ func TestAPlaceThatHasBecomeAnothersIsClosedToItsFormerKey(t *testing.T) {
 	if unused, _ := old.here.settle(old.hash, ls, now); unused != 0 {
 		t.Errorf("%d units of the other are settled", unused)
 	}
-	if k.here.load(k.hash) != is || k.rest(now) != 7 {
-		t.Errorf("%d units are left to the other, word %x, want %x", k.rest(now), k.here.load(k.hash), is)
+	if k.here.load(other) != is || k.rest(now) != 7 {
+		t.Errorf("%d units are left to the other, word %x, want %x", k.rest(now), k.here.load(other), is)
 	}
 }
 
@@ -231,10 +242,6 @@ func TestASecondLeaseIsSeenInTheLineOfTheFirst(t *testing.T) {
 	table.all.Load().keys[at].Store(nil)
 	take(k.here, 1) // without looking at the key
 	table.all.Load().keys[at].Store(k)
-	word, _, ok := k.here.lend(h, ls, now)
-	if k.here.mark(); !ok || !k.here.open(word) || k.here.load(h).left() != 1 {
-		t.Error("what was not returned is lost when another lease came")
-	}
 	if k.add(terms{units: 3, asked: now - 1}, now); !second() {
 		t.Error("a second lease is not seen")
 	}
@@ -254,16 +261,20 @@ func TestASecondLeaseIsSeenInTheLineOfTheFirst(t *testing.T) {
 	if k.add(terms{units: 1, asked: now}, now); second() {
 		t.Error("a lease that is used up is looked for")
 	}
+	word, _, ok := k.here.lend(h, ls, now)
+	if k.here.mark(); !ok || !k.here.open(word) {
+		t.Error("what was not returned is lost where a second lease came meanwhile")
+	}
 	take(k.here, 0)
 	k.asked()
 }
 
-// One place goes from key to key while calls take of both. Everybody takes of the leases of
-// its own key, and every unit is taken or returned once.
+// One place goes from key to key while calls take of both, some by a clock that was read long
+// ago. Everybody takes of the leases of its own key, and no unit is given out twice.
 func TestAPlaceGoesFromKeyToKeyWhileCallsTake(t *testing.T) {
 	const leases, units = 20_000, 7
 	var table leaseTable
-	ls := &leasing{life: 1 << 60, bound: 1000} // nothing ends but by what is done here
+	ls := tableLeases()
 	h := neighbors(leaseTries + 1)
 	for i, is := range h[:leaseTries] { // one place is left to two keys
 		if k := table.key(ls, is, 0); i > 0 {
@@ -271,7 +282,7 @@ func TestAPlaceGoesFromKeyToKeyWhileCallsTake(t *testing.T) {
 		}
 	}
 	two := [2]keyHash{h[0], h[leaseTries]}
-	var taken [2]atomic.Int64
+	taken := make([]atomic.Int64, leases+1)
 	var ended atomic.Bool
 	var wg sync.WaitGroup
 	for i := range 4 {
@@ -283,38 +294,47 @@ func TestAPlaceGoesFromKeyToKeyWhileCallsTake(t *testing.T) {
 					runtime.Gosched() // or the one who begins leases waits for a time slice
 					continue
 				}
-				taken[of].Add(cost)
 				// What a lease was told says whose it is, and which.
 				if told.asked%2 != int64(of) || told.remaining != 2*told.asked || told.reset != 3*told.asked || w.left() > units-cost {
 					t.Errorf("key %d is told of the lease asked for at %d, with %d remaining, %d to go and %d left", of, told.asked, told.remaining, told.reset, w.left())
 					return
 				}
+				taken[told.asked].Add(cost)
 			}
 		})
 	}
-	var begun, returned [2]int64
+	returned := make([]int64, leases+1)
 	for n := int64(1); n <= leases && !t.Failed(); n++ {
-		of := n % 2
-		k := table.key(ls, two[of], n*idle(0))
-		if k == nil || k.here != table.find(two[of]).here {
+		k := table.key(ls, two[n%2], n*idle(0))
+		if k == nil {
 			t.Fatalf("lease %d has no place", n)
 		}
 		k.here.begin(terms{units: units, asked: n, remaining: 2 * n, reset: 3 * n, score: 4 * n})
-		begun[of] += units
 		if n%2 == 0 || n%3 == 0 {
 			runtime.Gosched()
 		}
-		if lent, score, ok := k.here.lend(k.hash, ls, 0); ok {
-			if returned[of] += lent.left(); score != 4*n {
+		if returned[n] = -1; n%4 < 2 {
+			continue // it ends
+		}
+		lent, score, ok := k.here.lend(k.hash, ls, 0)
+		if returned[n] = 0; ok {
+			if returned[n] = lent.left(); score != 4*n {
 				t.Errorf("lease %d is returned with score %d", n, score)
 			}
 		}
 	}
 	ended.Store(true)
 	wg.Wait()
-	for of := range two {
-		if n := taken[of].Load(); n+returned[of] != begun[of] || n < units || returned[of] < units {
-			t.Errorf("key %d: of %d units %d were taken and %d returned", of, begun[of], n, returned[of])
+	var all, back int64
+	for n := range taken {
+		is := taken[n].Load()
+		if n > 0 && (is > units || returned[n] >= 0 && is+returned[n] != units) {
+			t.Errorf("lease %d: of %d units %d were taken and %d returned", n, units, is, returned[n])
 		}
+		all += is
+		back += max(0, returned[n])
+	}
+	if all < units || back < units {
+		t.Errorf("%d were taken and %d returned: that shows little", all, back)
 	}
 }
