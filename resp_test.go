@@ -9,6 +9,20 @@ import (
 	"time"
 )
 
+// asBulks are arguments as go-redis writes them.
+func asBulks(args []any) []byte {
+	b := appendCount(nil, len(args))
+	for _, a := range args {
+		switch a := a.(type) {
+		case string:
+			b = appendBulk(b, a)
+		case *request:
+			b = appendBulk(b, a.key())
+		}
+	}
+	return b
+}
+
 // What is sent is what go-redis would send for the same call.
 func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	bucket := compiled(t, TokenBucket{Rate: 3, Per: 10 * time.Microsecond, Burst: 5})
@@ -22,15 +36,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 	reqs[1].count, reqs[2].debit, reqs[3].count = 4711, "3@17,1@2", 0
 	reqs[3].leaser = &request{wants: 12}
 	args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, true, reqs, nil)
-	want := appendCount(nil, len(args))
-	for _, a := range args {
-		switch a := a.(type) {
-		case string:
-			want = appendBulk(want, a)
-		case *request:
-			want = appendBulk(want, a.key())
-		}
-	}
+	want := asBulks(args)
 	got, limits := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, true, reqs, nil)
 	if string(got) != string(want) || len(limits) != 2 {
 		t.Errorf("%q\nwant\n%q", got, want)
@@ -64,15 +70,7 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 					reqs = append(reqs, r)
 				}
 				args, _ := appendArgs([]any{"evalsha", redisScripts.charge.sha}, brief, reqs, nil)
-				want := appendCount(nil, len(args))
-				for _, a := range args {
-					switch a := a.(type) {
-					case string:
-						want = appendBulk(want, a)
-					case *request:
-						want = appendBulk(want, a.key())
-					}
-				}
+				want := asBulks(args)
 				got, _ := appendScriptCall(nil, "evalsha", redisScripts.charge.sha, brief, reqs, nil)
 				if short := len(args)-3-n <= 4; string(got) != string(want) || short != (brief && c.brief) {
 					t.Errorf("%d values: %q\nwant\n%q", len(args), got, want)

@@ -90,7 +90,11 @@ func include(b *strings.Builder, text, name string) {
 		case !isFile:
 			part = directive
 		case part == "both" || part == name:
-			include(b, scriptFiles[file], name)
+			included, ok := scriptFiles[file]
+			if !ok {
+				panic("ringfence: a script includes " + file + ", which is not there")
+			}
+			include(b, included, name)
 		}
 	}
 }

@@ -341,8 +341,8 @@ func (w *wire) cutShort(err error) error {
 	return err
 }
 
-// interruptible returns a function that makes the next turn of goOn end at once, or as soon
-// as it has written if it has not begun yet. It does nothing to later ones.
+// interruptible returns a function that makes the next turn of goOn end at once; if it has not
+// begun yet, perhaps as soon as it has written. It does nothing to later ones.
 func (w *wire) interruptible() func() {
 	w.mu.Lock()
 	turn := w.turn + 1
