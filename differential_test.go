@@ -258,6 +258,9 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	}
 	for i, c := range calls {
 		status, granted, s := replyEntry(reply, width, i)
+		if !c.limit.rule.plausible(s) { // the node refuses such a reply, and so does its arithmetic
+			return 0, nil, fmt.Errorf("implausible state %v in entry %d", s, i)
+		}
 		asked := c.count
 		if granted > asked || look && granted > 0 { // a look speaks of the state before: one more would fit
 			asked = granted

@@ -69,7 +69,7 @@ func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
 			for _, call := range []struct {
 				count, cost, more int64
 				debit             string
-			}{{1, 1, 0, ""}, {1, 3, 0, ""}, {1, 10, 0, ""}, {2, 1, 0, ""}, {4, 3, 0, ""}, {0, 1, 0, ""}, {1, 1, 5, ""}, {0, 1, 5, ""}, {0, 1, 0, "2"}, {1, 1, 0, "2"}, {1, 1, 0, "-1"}} {
+			}{{1, 1, 0, ""}, {1, 3, 0, ""}, {1, 10, 0, ""}, {2, 1, 0, ""}, {4, 3, 0, ""}, {0, 1, 0, ""}, {1, 1, 5, ""}, {0, 1, 5, ""}, {0, 1, 0, "2"}, {1, 1, 0, "2"}, {1, 1, 0, "-1"}, {4, 3, 2, ""}, {1, 1, 5, "-3"}, {0, 1, 5, "-3"}, {0, 1, 0, "-20"}} {
 				for _, step := range []int64{0, 59_000_000} { // of the next minute, too
 					number++
 					h := map[bool]keyHash{false: {1, number}, true: {3, number}}

@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "fabe3569227f22cf97e7dc31c177fdec51c678f8"},
+		{"charge on Redis", redisScripts.charge, "ff8bf0b094f8f1e54924e03ed54100a3ae223cc9"},
 		{"look on Redis", redisScripts.look, "329488757c715ad9cdd4514cc525ea757b9b0be1"},
-		{"charge, plain", plainScripts.charge, "a8a6d824a3a8fda55289b1199dc20f9c0bdcd082"},
+		{"charge, plain", plainScripts.charge, "2229f1bb525ae7938cf605d09f090e0b09660a90"},
 		{"look, plain", plainScripts.look, "f4b14dadc2d9bd729edd886d1b7466f9034a5561"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},

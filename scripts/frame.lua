@@ -60,10 +60,10 @@ local limits, at
 local limit, cost, count, more, debit
 local i, last, usual = 1, 0, false
 --@charge
-local unit, bq, one
+local unit, bq, one, back
 if args[2] and not args[5] then
   unit, bq, one, count = args[1], number(args[2]), number(args[3]), number(args[4] or 1)
-  last, usual = n, true
+  more, last, usual = 0, n, true
 end
 --@both
 if last == 0 then
@@ -86,8 +86,12 @@ while i <= n do
     more, debit, last = number(args[at + 4]), args[at + 5], i + number(args[at]) - 1
     at = at + 6
 --@charge
-    usual = limit[1] == '1' and limit[2] == 1 and more == 0 and debit == '0'
-    unit, bq, one = limit[8], limit[5], cost * limit[3]
+    usual = limit[1] == '1' and limit[2] == 1
+    unit, bq, one, back = limit[8], limit[5], cost * limit[3], nil
+    if debit ~= '0' and usual then
+      back = number(debit) * limit[3]
+      usual = back < 0
+    end
 --@both
   end
   local key, granted, a, b, c = keys[i], nil, nil, 0, 0
@@ -112,7 +116,7 @@ while i <= n do
     if not limit then
       local p, burst = string.match(unit, '(%d+):(%d+)$')
       limit = { '1', 1, number(p), 0, bq, 0, number(burst), unit }
-      cost, more, debit = one / limit[3], 0, '0'
+      cost, debit = one / limit[3], '0'
     end
 --@both
     local status
