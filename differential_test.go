@@ -233,17 +233,25 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	if look {
 		script = n.node.scripts.look
 	}
-	args := []any{"evalsha", script.sha, len(calls)}
-	for _, c := range calls {
-		args = append(args, c.key.name)
+	reqs := make([]*request, len(calls))
+	type aheadOf struct {
+		rule *rule
+		life int64
 	}
-	args = append(args, len(calls)) // as many limits as entries; a limit may be there twice
-	for _, c := range calls {
-		args = append(args, c.limit.rule.ahead(c.ahead).args[:]...)
-	}
+	rules := map[aheadOf]*rule{}
 	for i, c := range calls {
-		args = append(args, 1, i+1, c.cost, c.count, c.more, debitArg(c))
+		of := aheadOf{c.limit.rule, c.ahead}
+		if rules[of] == nil {
+			rules[of] = c.limit.rule.ahead(c.ahead)
+		}
+		r := freshRequest().begin(opCharge, rules[of], keyHash{}, keySpace{}, c.cost)
+		r.name, r.count, r.debit = append(r.name[:0], c.key.name...), c.count, debitOf(c)
+		if c.more > 0 {
+			r.wants, r.leaser = c.more, r
+		}
+		reqs[i] = r
 	}
+	args, _ := appendArgs([]any{"evalsha", script.sha}, script.brief, reqs, nil)
 	reply, err := n.node.client.Do(ctx, args...).Int64Slice()
 	if err != nil && redis.HasErrorPrefix(err, "NOSCRIPT") {
 		args[0], args[1] = "eval", script.text
@@ -275,7 +283,7 @@ func (n nodeTarget) runByHand(ctx context.Context, look bool, calls []diffCall, 
 	return reply[0], out, nil
 }
 
-func debitArg(c diffCall) string {
+func debitOf(c diffCall) string {
 	if c.back != nil {
 		debit, all := "", int64(0)
 		for _, b := range c.back {
@@ -285,7 +293,7 @@ func debitArg(c diffCall) string {
 		return debit
 	}
 	if c.debit == nil {
-		return "0"
+		return ""
 	}
 	if !c.key.isLog {
 		return strconv.FormatInt(c.debit[0].Units, 10)

@@ -46,7 +46,7 @@ const loneNow = 1_700_000_000_000_000
 func loneCompare(t *testing.T, s *redistest.Server, sc scripts) error {
 	t.Helper()
 	n := diffNode(t, s.URL(), false)
-	long := mutate(t, redisScripts, "usual = limit[1] == '1' and", "usual = false and limit[1] == '1' and")
+	long := mutate(t, redisScripts, "usual, back = limit[1] == '1' and", "usual, back = false and limit[1] == '1' and")
 	ctx, space := t.Context(), newKeySpace("rf")
 	rl := compiled(t, TokenBucket{Rate: 1, Per: time.Second, Burst: 10})
 	aclMust(t, s.Client().FlushAll(ctx).Err()) // what a mutant left

@@ -78,11 +78,7 @@ func appendScriptCall(b []byte, command, script string, brief bool, reqs []*requ
 		}
 		return b, limits
 	}
-	runs := 0
 	for i, r := range reqs {
-		if i == 0 || !r.likes(reqs[i-1]) {
-			runs++
-		}
 		if i > 0 && r.rule == reqs[i-1].rule { // most batches are of one limiter
 			r.limit = reqs[i-1].limit
 			continue
@@ -99,27 +95,47 @@ func appendScriptCall(b []byte, command, script string, brief bool, reqs []*requ
 			limits = append(limits, r.rule)
 		}
 	}
-	b = appendCount(b, 4+len(reqs)+len(limits)*limitArgs+runs*runArgs)
+	values := 4 + len(reqs) + len(limits)*limitArgs
+	for rest := reqs; len(rest) > 0; {
+		n, each := nextRun(rest)
+		if values += runArgs; each {
+			values += n * eachArgs
+		}
+		rest = rest[n:]
+	}
+	b = appendCount(b, values)
 	b = appendKeys(b, command, script, reqs)
 	b = appendNumber(b, int64(len(limits)))
 	for _, l := range limits {
 		b = append(b, l.words...)
 	}
 	for len(reqs) > 0 {
-		r, n := reqs[0], runOf(reqs)
-		reqs = reqs[n:]
+		r := reqs[0]
+		n, each := nextRun(reqs)
 		b = appendNumber(b, int64(n))
 		b = appendNumber(b, int64(r.limit+1))
 		b = appendNumber(b, r.cost)
 		b = appendNumber(b, r.count)
-		b = appendNumber(b, r.more())
-		if r.debit == "" {
+		if each {
 			b = append(b, smallBulks[0]...)
+			b = appendBulk(b, "")
+			for _, r := range reqs[:n] {
+				b = r.appendOwn(b)
+			}
 		} else {
-			b = appendBulk(b, r.debit)
+			b = r.appendOwn(b)
 		}
+		reqs = reqs[n:]
 	}
 	return b, limits
+}
+
+// appendOwn appends what is taken ahead and what there is to tell.
+func (r *request) appendOwn(b []byte) []byte {
+	if b = appendNumber(b, r.more()); r.debit == "" {
+		return append(b, smallBulks[0]...)
+	}
+	return appendBulk(b, r.debit)
 }
 
 // appendKeys appends a script call up to the keys.

@@ -37,7 +37,8 @@ var scriptFiles = map[string]string{
 // The arguments of the scripts; scripts/frame.lua is the description.
 const (
 	limitArgs   = 8 // values a limit has in the table
-	runArgs     = 6 // values a run of entries has that ask for the same
+	runArgs     = 6 // values a run of entries has that ask for the same,
+	eachArgs    = 2 // and those that an entry has where they do not quite
 	replyHead   = 1 // the server's now
 	replyNarrow = 2 // values an entry has in the reply, where none has more,
 	replyWide   = 4 // and where one does
@@ -182,20 +183,38 @@ func appendArgs(args []any, brief bool, reqs []*request, limits []*rule) ([]any,
 		args = append(args, l.args[:]...)
 	}
 	for len(reqs) > 0 {
-		r, n := reqs[0], runOf(reqs)
-		reqs = reqs[n:]
-		debit := smallNumbers[0]
-		if r.debit != "" {
-			debit = r.debit
+		r := reqs[0]
+		n, each := nextRun(reqs)
+		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count))
+		if each {
+			args = append(args, smallNumbers[0], "")
+			for _, r := range reqs[:n] {
+				args = append(args, numberArg(r.more()), r.debitArg())
+			}
+		} else {
+			args = append(args, numberArg(r.more()), r.debitArg())
 		}
-		args = append(args, numberArg(int64(n)), numberArg(int64(r.limit+1)), numberArg(r.cost), numberArg(r.count), numberArg(r.more()), debit)
+		reqs = reqs[n:]
 	}
 	return args, limits
 }
 
+// debitArg is debit as the scripts take it.
+func (r *request) debitArg() any {
+	if r.debit == "" {
+		return smallNumbers[0]
+	}
+	return r.debit
+}
+
 // likes says whether two entries ask for the same, each of its own key.
 func (r *request) likes(o *request) bool {
-	return r.rule == o.rule && r.cost == o.cost && r.count == o.count && r.more() == o.more() && r.debit == o.debit
+	return r.resembles(o) && r.more() == o.more() && r.debit == o.debit
+}
+
+// resembles is likes but for what is taken ahead and what there is to tell.
+func (r *request) resembles(o *request) bool {
+	return r.rule == o.rule && r.cost == o.cost && r.count == o.count
 }
 
 // runOf is how many of the entries, from the first on, ask for the same.
@@ -205,6 +224,26 @@ func runOf(reqs []*request) int {
 		n++
 	}
 	return n
+}
+
+// nextRun is how many of the entries, from the first on, are said in one run, and whether each
+// of them says what is its own: as leases that are renewed do, of which each goes back with
+// another number of units. Entries that are quite the same, a few at least, take fewer values
+// without.
+func nextRun(reqs []*request) (n int, each bool) {
+	const aFew = runArgs / eachArgs
+	if n = runOf(reqs); n >= aFew {
+		return n, false
+	}
+	same := n
+	for n < len(reqs) && reqs[n].resembles(reqs[0]) {
+		more := runOf(reqs[n:])
+		if more >= aFew {
+			break
+		}
+		n += more
+	}
+	return n, n > same
 }
 
 var errProtocol = errors.New("ringfence: the reply is not one of these scripts'")

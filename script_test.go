@@ -22,10 +22,10 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "ff8bf0b094f8f1e54924e03ed54100a3ae223cc9"},
-		{"look on Redis", redisScripts.look, "329488757c715ad9cdd4514cc525ea757b9b0be1"},
-		{"charge, plain", plainScripts.charge, "2229f1bb525ae7938cf605d09f090e0b09660a90"},
-		{"look, plain", plainScripts.look, "f4b14dadc2d9bd729edd886d1b7466f9034a5561"},
+		{"charge on Redis", redisScripts.charge, "d6d5bc6dcf80674bf85fae30f79ee1cd976e7430"},
+		{"look on Redis", redisScripts.look, "dbfc1dca9b7d96922cbd99ca1c42478ffced0337"},
+		{"charge, plain", plainScripts.charge, "00008e230bf3a4a11c32444fdc225628d8a49d63"},
+		{"look, plain", plainScripts.look, "67413db9b4729ea7ec20c216bf9015d870e3f022"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},
 	} {

@@ -29,7 +29,8 @@
 --   debit   what was admitted elsewhere while this server was away, taken without
 --           asking: "0", or units (token bucket), or "units@age us,..." (sliding log); or
 --           what was taken ahead and is given back: "-units" (token bucket) or
---           "-units@score,..." (sliding log)
+--           "-units@score,..." (sliding log). Empty: the entries of this run differ in
+--           more and debit, and say these themselves, 2 values each, right behind it
 --
 -- A charge of one run of a bucket without fractions (n = 1), with neither more nor debit,
 -- says so in 3 or 4 values, which saves Redis parsing and copying a dozen others:
@@ -57,7 +58,7 @@ local keys, n = KEYS, #KEYS
 local reply, out, wide = n > 0 and { now, 0, 0 } or { now }, 1, false
 local limits, at
 -- What entries ask for, up to and with number last.
-local limit, cost, count, more, debit
+local limit, cost, count, more, debit, each
 local i, last, usual = 1, 0, false
 --@charge
 local unit, bq, one, back
@@ -81,14 +82,20 @@ end
 local bucket, log
 
 while i <= n do
-  if i > last then
-    limit, cost, count = limits[number(args[at + 1])], number(args[at + 2]), number(args[at + 3])
-    more, debit, last = number(args[at + 4]), args[at + 5], i + number(args[at]) - 1
-    at = at + 6
+  if i > last or each then
+    if i > last then
+      limit, cost, count = limits[number(args[at + 1])], number(args[at + 2]), number(args[at + 3])
+      more, debit, last = number(args[at + 4]), args[at + 5], i + number(args[at]) - 1
+      at = at + 6
+      each = debit == ''
 --@charge
-    usual = limit[1] == '1' and limit[2] == 1
-    unit, bq, one, back = limit[8], limit[5], cost * limit[3], nil
-    if debit ~= '0' and usual then
+      unit, bq, one = limit[8], limit[5], cost * limit[3]
+--@both
+    end
+    if each then more, debit, at = number(args[at]), args[at + 1], at + 2 end
+--@charge
+    usual, back = limit[1] == '1' and limit[2] == 1, nil
+    if usual and debit ~= '0' then
       back = number(debit) * limit[3]
       usual = back < 0
     end
