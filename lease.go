@@ -54,7 +54,7 @@ const (
 
 // WithLease lets the limiter take quota in chunks and admit calls out of them without a
 // round trip; without it every call asks the primary. The chunk of a key follows its
-// demand: four times what is used in a lease's life, and none where that is one call or less.
+// demand: four times what is used in a lease's life, and none where it saved no call.
 // A key that is new to this process begins with all it may have, unless the first leases of
 // others saved less than a call on average; so where most keys are called once, all but one
 // in 16 soon begin without.
@@ -77,10 +77,10 @@ const (
 //
 // At most 262,144 keys of a ring have leases at a time; further keys go without, and so do some
 // before that, because each can only be in 8 places: of 100,000 keys one in 1,000, of 200,000
-// one in 25. The table counts as 18 MB of heap from the first lease on. Memory is used as keys
-// come: about 1 MB of it for the first, 6 MB for 1,000 keys, all for more than 20,000. Each key
-// takes 96 bytes besides, 64 more if its lease has ever been renewed early because it was used
-// up, and 16 for each lease that was taken in the last Lease.TTL.
+// one in 25. The table counts as 18 MB of heap from the first limiter with leases on.
+// Memory is used as keys come: about 1 MB of it for the first, 6 MB for 1,000 keys, all for more
+// than 20,000. Each key takes 96 bytes besides, 64 more if its lease has ever been renewed early
+// because it was used up, and 16 for each lease that was taken in the last Lease.TTL.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {

@@ -232,6 +232,7 @@ type leaseKey struct {
 	chunk  int16 // that the last lease was meant to have; 0: none yet
 	given  int16 // that there were to use since
 	second bool  // the next lease is not the first
+	caller bool  // who last asked was a call, which is part of given
 }
 
 // mostOwn is the most that is noted of the units of a call: more than a lease can have.
@@ -315,7 +316,7 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 	k.size(used, max(now-k.since.Load(), int64(time.Microsecond)))
 	k.since.Store(now)
 	own = min(own, mostOwn)
-	if k.given = int16(own + held); own > 0 {
+	if k.given, k.caller = int16(own+held), own > 0; k.caller {
 		k.cost = int16(own)
 	}
 	return min(int64(k.chunk), k.of.bound, int64(k.room.Load())/leaseOfRemaining), true
@@ -323,8 +324,9 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 
 // size says how many units the next lease is to have, when used have been used in the time
 // since the last one. A lease that is in use is renewed in one request, however much of it
-// goes back, so it may be too large: it is four times what is used in a life. If that is
-// no more than one call, there is none.
+// goes back, so it may be too large: it is four times what is used in a life. One that saved a
+// call is worth that request; a key without a lease gets one when two calls would have come in
+// two thirds of a life each.
 func (k *leaseKey) size(used, elapsed int64) {
 	ls, call := k.of, max(1, int64(k.cost))
 	if k.chunk == 0 {
@@ -332,12 +334,16 @@ func (k *leaseKey) size(used, elapsed int64) {
 		return
 	}
 	demand := float64(used) * float64(ls.life) / float64(elapsed)
+	saved := used / call
+	if k.caller {
+		saved = (used - int64(k.cost)) / call
+	}
 	if !k.second && k.chunk > 1 {
-		ls.learn((used - int64(k.cost)) / call) // but for the call that asked
+		ls.learn(saved)
 	}
 	k.second = true
 	switch {
-	case demand < 1.5*float64(call):
+	case demand < 1.5*float64(call) && (k.chunk == 1 || saved < 1 || demand < float64(call)):
 		k.chunk = 1
 	case demand < float64(ls.bound):
 		k.chunk = int16(min(4*int64(demand), ls.bound))

@@ -58,20 +58,26 @@ func TestTheChunkOfAKeyFollowsItsDemand(t *testing.T) {
 	k := &leaseKey{of: l.lease, here: &grant{}}
 	for _, c := range []struct {
 		used    int64
+		caller  bool // one of them by the call that asked
 		elapsed time.Duration
 		want    int64
 	}{
-		{0, 0, 64}, // the first: nothing is known
-		{10, time.Second, 40},
-		{10, time.Millisecond, 64},
-		{1, time.Second, 1}, // one call in a life is no demand
-		{0, time.Second, 1},
-		{2, time.Second, 8},
-		{1, time.Hour, 1},
-		{1, time.Microsecond, 64},
+		{0, true, 0, 64}, // the first: nothing is known
+		{10, true, time.Second, 40},
+		{10, false, time.Millisecond, 64},
+		{1, false, time.Second, 4}, // a lease that saved a call is worth its renewal
+		{2, true, time.Second, 8},
+		{1, true, time.Second, 1}, // one that saved none is not
+		{1, true, time.Second, 1}, // and one call in a life is no demand
+		{1, true, 600 * time.Millisecond, 4},
+		{0, false, time.Second, 1},
+		{2, true, time.Second, 8},
+		{1, false, time.Hour, 1},
+		{1, true, time.Microsecond, 64},
 	} {
+		k.cost, k.caller = 1, c.caller
 		if k.size(c.used, int64(c.elapsed)); int64(k.chunk) != c.want {
-			t.Errorf("%d used in %s: %d units, want %d", c.used, c.elapsed, k.chunk, c.want)
+			t.Errorf("%d used in %s, asked by a call %t: %d units, want %d", c.used, c.elapsed, c.caller, k.chunk, c.want)
 		}
 	}
 }

@@ -101,18 +101,32 @@ func (t *leaseTable) take(ls *leasing, h keyHash, cost, now int64) (g *grant, w 
 	return g, w, told, w.left()
 }
 
-// key is find, and puts the key there if there is room. It takes no memory until the first.
+// prepare makes the table. That takes several milliseconds where the memory was used before and
+// has to be cleared, for which no call should wait.
+func (t *leaseTable) prepare() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.pages()
+}
+
+// pages are those of the table, which is made if there is none. t.mu is held.
+func (t *leaseTable) pages() *leasePages {
+	p := t.all.Load()
+	if p == nil {
+		p = newLeasePages()
+		t.all.Store(p)
+	}
+	return p
+}
+
+// key is find, and puts the key there if there is room.
 func (t *leaseTable) key(ls *leasing, h keyHash, now int64) *leaseKey {
 	if k := t.find(h); k != nil {
 		return k
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	p := t.all.Load()
-	if p == nil {
-		p = newLeasePages()
-		t.all.Store(p)
-	}
+	p := t.pages()
 	if k := p.find(h); k != nil {
 		return k
 	}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 	"unsafe"
+
+	"github.com/ringfence/ringfence/internal/redistest"
 )
 
 // tableLeases are leases of a limiter that asks nobody.
@@ -336,5 +338,25 @@ func TestAPlaceGoesFromKeyToKeyWhileCallsTake(t *testing.T) {
 	}
 	if all < units || back < units {
 		t.Errorf("%d were taken and %d returned: that shows little", all, back)
+	}
+}
+
+// The table takes milliseconds to make where memory is used again: that is done before the first
+// call, and not at all where nothing can be taken ahead.
+func TestTheTableOfLeasesIsThereBeforeTheFirstCall(t *testing.T) {
+	s := redistest.Start(t, redistest.Options{})
+	bucket := TokenBucket{Rate: 1000, Per: time.Minute, Burst: 1000}
+	if r, _ := leaseRing(t, s.URL(), bucket, Lease{Max: 1}); r.leases.all.Load() != nil {
+		t.Error("there is a table for leases of one unit, which save nothing")
+	}
+	r, _ := leaseRing(t, s.URL(), bucket, Lease{Max: 64})
+	p := r.leases.all.Load()
+	if p == nil {
+		t.Fatal("there is no table for leases yet")
+	}
+	_, err := r.Limiter("another", bucket, WithLease(Lease{Max: 64}))
+	aclMust(t, err)
+	if r.leases.all.Load() != p {
+		t.Error("another limiter has made another table")
 	}
 }

@@ -387,6 +387,9 @@ func (r *Ring) Limiter(name string, limit Limit, opts ...LimiterOption) (*Limite
 	if l.lease, err = newLeasing(l, o.lease); err != nil {
 		return nil, fmt.Errorf("limiter %q: %w", name, err)
 	}
+	if l.lease != nil && l.lease.bound > 0 {
+		r.leases.prepare()
+	}
 	l.metrics = r.metrics.forLimiter(name, compiled)
 	r.limiters[name] = l
 	return l, nil

@@ -82,6 +82,36 @@ func TestAScriptCallIsWrittenAsGoRedisWritesIt(t *testing.T) {
 			}
 		}
 	}
+	// What differs only in what is taken ahead and given back is one run, unless a few are quite
+	// the same.
+	for _, c := range []struct {
+		own  string // of each entry: the letter says what is given back
+		want int    // values behind the table of limits
+	}{
+		{"a", runArgs}, {"aa", runArgs}, {"aaaa", runArgs}, {"ab", runArgs + 2*eachArgs}, {"aab", runArgs + 3*eachArgs},
+		{"abab", runArgs + 4*eachArgs}, {"aaab", 2 * runArgs}, {"abbb", 2 * runArgs}, {"abbbcd", runArgs + runArgs + runArgs + 2*eachArgs},
+		{"abccc", runArgs + 2*eachArgs + runArgs}, {"abX", runArgs + 2*eachArgs + runArgs}, {"XY", runArgs + 2*eachArgs}, {"-a-", runArgs + 3*eachArgs},
+	} {
+		var reqs []*request
+		for i, own := range c.own {
+			r := freshRequest().begin(opCharge, whole, keyHash{uint64(i), 7}, space, 1)
+			if r.debit = fmt.Sprintf("-%d", own); own == '-' {
+				r.debit = ""
+			}
+			r.wants, r.leaser = int64(own%3), r
+			if own < 'a' && own != '-' {
+				r.count = 0
+			}
+			reqs = append(reqs, r)
+		}
+		args, _ := appendArgs(nil, true, reqs, nil)
+		if got := len(args) - 1 - len(reqs) - 1 - limitArgs; got != c.want {
+			t.Errorf("%s takes %d values, want %d: %v", c.own, got, c.want, args)
+		}
+		if got, _ := appendScriptCall(nil, "evalsha", "x", true, reqs, nil); string(got) != string(asBulks(append([]any{"evalsha", "x"}, args...))) {
+			t.Errorf("%s: %q", c.own, got)
+		}
+	}
 	// A probe has no entry.
 	if got, _ := appendScriptCall(nil, "evalsha", "x", true, nil, nil); string(got) != "*4\r\n$7\r\nevalsha\r\n$1\r\nx\r\n$1\r\n0\r\n$1\r\n0\r\n" {
 		t.Errorf("a call without entries is %q", got)

@@ -76,7 +76,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		file, text string
 		says       []string
 	}{
-		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "ARGV[1] unit", "ARGV[2] bq", "ARGV[3] one", "ARGV[4] count", "Reply: ", "granted ", "-1 ", "-2 ", "-3 ", "a, b, c "}},
+		{"frame.lua", frameLua, []string{"KEYS[i]", "ARGV[1] ", "ARGV[2 .. 1 + 8m]", "ARGV[2 + 8m ..]", "run ", "limit ", "cost ", "count ", "more ", "debit ", "Empty: ", "ARGV[1] unit", "ARGV[2] bq", "ARGV[3] one", "ARGV[4] count", "Reply: ", "granted ", "-1 ", "-2 ", "-3 ", "a, b, c "}},
 		{"usual.lua", usualLua, []string{"In: key", "unit", "bq", "one (us", "count", "Out: granted and a"}},
 		{"token_bucket.lua", tokenBucketLua, []string{"Limit: n, pq, pr, bq, br, burst", "unit", "Precondition", "State", "d ", "r ", "t ", "u ", "Reply: ", "TTL"}},
 		{"sliding_log.lua", slidingLogLua, []string{"Limit: limit", "window us", "State: ", "Reply: ", "b = us", "c = us", "TTL"}},
@@ -90,7 +90,7 @@ func TestTheScriptHeadersSayWhatEachValueMeans(t *testing.T) {
 		}
 	}
 	// The numbers in the header are those of the code.
-	if limitArgs != 8 || runArgs != 6 || replyNarrow != 2 || replyWide != 4 || replyHead != 1 {
+	if limitArgs != 8 || runArgs != 6 || eachArgs != 2 || replyNarrow != 2 || replyWide != 4 || replyHead != 1 {
 		t.Error("the sizes differ from the header of frame.lua")
 	}
 	r := freshRequest().begin(opCharge, compiled(t, SlidingLog{Limit: 5, Window: time.Second}), keyHash{}, newKeySpace("rf"), 3)
