@@ -325,8 +325,8 @@ func (k *leaseKey) claim(own, now int64) (chunk int64, ok bool) {
 // size says how many units the next lease is to have, when used have been used in the time
 // since the last one. A lease that is in use is renewed in one request, however much of it
 // goes back, so it may be too large: it is four times what is used in a life. One that saved a
-// call is worth that request; a key without a lease gets one when two calls would have come in
-// two thirds of a life each.
+// call is worth that request; a key without a lease gets one when its next call comes within
+// two thirds of a life.
 func (k *leaseKey) size(used, elapsed int64) {
 	ls, call := k.of, max(1, int64(k.cost))
 	if k.chunk == 0 {
