@@ -535,22 +535,22 @@ func (d *dispatcher) lead(ctx context.Context, s *slot, own *request) {
 	d.next(s)
 }
 
-// goOn carries an operation on for its leader until the instant, or until ctx ends: of that
-// it takes notice at once only from a glance on, because it costs more than anything else
-// here but the system calls, and nearly no operation takes as long.
+// goOn carries an operation on until the instant, or until ctx ends: of that it takes notice
+// at once only from a glance on, because it costs more than anything else here but the system
+// calls, and nearly no operation takes as long. From then on the end of the connection is heard
+// of, too, if it came just before the call was written (see rawWire).
 func (d *dispatcher) goOn(ctx context.Context, w *wire, s *wireScripts, limit int64) (ended bool, err error) {
 	until := func(at int64) time.Time { return time.Now().Add(time.Duration(at - d.clock())) }
-	if ctx.Done() == nil {
-		return w.goOn(s, until(limit))
-	}
 	// A write over TLS must not run out of time.
 	if soon := d.clock() + int64(glance); soon < limit && !w.secure {
 		if ended, err = w.goOn(s, until(soon)); ended || !errors.Is(err, os.ErrDeadlineExceeded) {
 			return ended, err
 		}
 	}
-	stop := context.AfterFunc(ctx, w.interruptible())
-	defer stop()
+	if ctx.Done() != nil {
+		stop := context.AfterFunc(ctx, w.interruptible())
+		defer stop()
+	}
 	return w.goOn(s, until(limit))
 }
 
@@ -570,7 +570,7 @@ func (d *dispatcher) next(s *slot) {
 func (d *dispatcher) rest(to *direct, s *slot, op *operation, ended bool, err error) error {
 	w := s.wire
 	if !ended {
-		if ended, err = w.goOn(&to.say, d.end(op)); !ended {
+		if ended, err = d.goOn(context.Background(), w, &to.say, op.began+int64(d.timeout)); !ended {
 			err = w.abandon(&to.say, cmp.Or(err, os.ErrDeadlineExceeded))
 		}
 	}

@@ -16,7 +16,7 @@ func (b *dispatchBench) ask(ctx context.Context, cost int64, budget time.Duratio
 	return unsent, err
 }
 
-// Who cancels is told at once, among many callers within a glance, whether the request had been
+// Who cancels is told at once while somebody else carries its request, among many callers within a glance, whether the request had been
 // sent or not; and nobody looks any more when nobody waits.
 func TestACallerWhoCancelsIsToldSoon(t *testing.T) {
 	for _, crowd := range []bool{false, true} {

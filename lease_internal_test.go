@@ -2,6 +2,7 @@ package ringfence
 
 import (
 	"context"
+	"math"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -79,6 +80,49 @@ func TestTheChunkOfAKeyFollowsItsDemand(t *testing.T) {
 		if k.size(c.used, int64(c.elapsed)); int64(k.chunk) != c.want {
 			t.Errorf("%d used in %s, asked by a call %t: %d units, want %d", c.used, c.elapsed, c.caller, k.chunk, c.want)
 		}
+	}
+}
+
+// A lease that saved a call is renewed, however it was asked for; one that was asked for by a call
+// and used by no other is not.
+func TestALeaseThatSavedACallIsRenewed(t *testing.T) {
+	_, l := leaseRing(t, redistest.Start(t, redistest.Options{}).URL(), TokenBucket{Rate: 1000, Per: time.Minute, Burst: 1000}, Lease{Max: 64})
+	ls := l.lease
+	type life struct {
+		own   int64 // units of the call that asked for the lease; 0: it was asked for in advance
+		taken int64 // out of the lease
+		next  int64 // units that the one after it is to have
+	}
+	for _, lives := range [][]life{
+		{{1, 1, 8}, {0, 1, 4}, {0, 1, 4}, {0, 0, 1}},
+		{{1, 0, 1}},
+		{{1, 5, 24}, {0, 0, 1}},
+		{{3, 3, 24}, {0, 3, 12}, {0, 0, 1}},
+	} {
+		now := int64(time.Hour)
+		k := &leaseKey{of: ls, here: &grant{}}
+		k.room.Store(1000)
+		k.reset.Store(math.MinInt64)
+		claim := func(own int64) (chunk int64) {
+			chunk, ok := k.claim(own, now)
+			if !ok {
+				t.Fatal("the key is claimed already")
+			}
+			return chunk
+		}
+		claim(lives[0].own)
+		for i, c := range lives {
+			k.add(terms{units: 64, asked: now}, now)
+			k.asked()
+			if _, _, ok := k.here.take(k.hash, ls, c.taken, now); !ok {
+				t.Fatalf("%v: %d units are not there", lives, c.taken)
+			}
+			now += ls.patience()
+			if got := claim(0); got != c.next {
+				t.Errorf("%v: after life %d %d units, want %d", lives, i, got, c.next)
+			}
+		}
+		k.asked()
 	}
 }
 

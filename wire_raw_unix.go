@@ -12,7 +12,9 @@ import (
 
 // rawWire is a connection's own descriptor. To read from a connection the moment after a
 // write is in vain, and a system call: this way the writing is done where the poller has
-// begun to look out for the reply already, and reading begins when it has arrived.
+// begun to look out for the reply already, and reading begins when it has arrived. The poller
+// tells of an end of the connection once: one that came just before that is found by whoever
+// goes on with the operation when this turn's time is over.
 type rawWire struct {
 	conn syscall.RawConn
 	step func(fd uintptr) bool // rawStep, made once

@@ -130,14 +130,39 @@ func TestTheEndOfAConnectionIsToldAsWhatItIs(t *testing.T) {
 	}
 }
 
+// The poller does not tell of an end of the connection that it has told of before, such as one
+// that comes while a call is on its way to be written. It is heard of a glance later all the same.
+func TestAnEndThatCameBeforeTheCallIsHeardOf(t *testing.T) {
+	start := time.Now()
+	for _, cancelable := range []bool{false, true} {
+		w, server := rawPair(t)
+		ctx, cancel := context.Background(), context.CancelFunc(func() {})
+		if cancelable {
+			ctx, cancel = context.WithCancel(ctx)
+		}
+		w.say([]byte("x"))
+		aclMust(t, server.(*net.TCPConn).CloseWrite())
+		time.Sleep(20 * time.Millisecond) // the poller tells of it; if it has not yet, this is the usual case
+		d := &dispatcher{clock: func() int64 { return int64(time.Since(start)) }}
+		began := time.Now()
+		ended, err := d.goOn(ctx, w, &wireScripts{}, d.clock()+int64(20*time.Second))
+		if took := time.Since(began); !ended || classify(err) != typeEOF || took > 5*time.Second {
+			t.Errorf("cancelable %t: ended %t after %s: %v", cancelable, ended, took, err)
+		}
+		cancel()
+	}
+}
+
 // A lone caller whose operation takes longer than a glance gets its answer, and one who cancels
 // is told soon whenever that is.
 func TestALoneCallerWaitsLongerThanAGlance(t *testing.T) {
-	_, l, s, _ := leanRing(t, nil)
+	r, l, s, _ := leanRing(t, nil)
 	for _, c := range []struct{ pause, cancel time.Duration }{
 		{5 * glance, 0}, {glance / 2, 0}, {time.Hour, glance / 2}, {time.Hour, 5 * glance}, {time.Hour, 0},
 	} {
 		ctx, cancel := context.WithCancel(t.Context())
+		// So that the caller carries its operation itself.
+		waitFor(t, "the operation before to be over", func() bool { return r.members[0].shard.charges.busy.Load() == 0 })
 		s.Pause()
 		ended := make(chan error, 1)
 		go func() {
@@ -156,8 +181,9 @@ func TestALoneCallerWaitsLongerThanAGlance(t *testing.T) {
 		} else {
 			time.Sleep(c.cancel)
 			cancel()
-			if err := <-ended; !errors.Is(err, context.Canceled) {
-				t.Errorf("canceled after %s: %v", c.cancel, err)
+			began := time.Now()
+			if err, took := <-ended, time.Since(began); !errors.Is(err, context.Canceled) || took > time.Second/2 {
+				t.Errorf("canceled after %s: told %s later: %v", c.cancel, took, err)
 			}
 			s.Resume()
 		}
