@@ -54,7 +54,8 @@ const (
 
 // WithLease lets the limiter take quota in chunks and admit calls out of them without a
 // round trip; without it every call asks the primary. The chunk of a key follows its
-// demand: four times what is used in a lease's life, and none where it saved no call or was used less than once in a life.
+// demand: four times what is used in a lease's life, and none where it saved no call or was
+// used less than once in a life.
 // A key that is new to this process begins with all it may have, unless the first leases of
 // others saved less than a call on average; so where most keys are called once, all but one
 // in 16 soon begin without.
