@@ -28,16 +28,27 @@ type pacer struct {
 func (p *pacer) deal(all []arrival, turn func()) {
 	// Never unlocked: the thread ends with this goroutine, and what was set for it too.
 	runtime.LockOSThread()
-	clock := newThreadClock(p.began)
+	p.keep(newThreadClock(p.began), all, turn)
+}
+
+// instants is the clock that a pacer goes by. All are since the cell began.
+type instants interface {
+	now() time.Duration
+	sleep(until time.Duration)
+	cpu() time.Duration // the thread's, so far
+}
+
+// keep gives a turn at each arrival by the clock.
+func (p *pacer) keep(clock instants, all []arrival, turn func()) {
 	measured, before := false, time.Duration(0)
 	for _, a := range all {
 		if !measured && p.t.within(a.due) {
 			measured, before = true, clock.cpu()
 		}
-		if time.Since(p.began) < a.due-early {
+		if clock.now() < a.due-early {
 			clock.sleep(a.due - early)
 		}
-		for time.Since(p.began) < a.due {
+		for clock.now() < a.due {
 			continue
 		}
 		turn()

@@ -93,10 +93,7 @@ func TestALateAnswerDelaysNobodyElse(t *testing.T) {
 	const arrivals, gap = 1000, time.Millisecond
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
-		all := make([]arrival, arrivals)
-		for i := range all {
-			all[i].due = time.Duration(i+1) * gap
-		}
+		all := evenly(arrivals+1, gap)[1:]
 		deal := func(turn func()) {
 			for _, a := range all {
 				time.Sleep(a.due - time.Since(began))
@@ -128,10 +125,7 @@ func TestALateAnswerDelaysNobodyElse(t *testing.T) {
 // TestArrivalsWaitInOrderWhileAllAreBusy: the pacer ends although nobody takes anything,
 // then everything is taken once, and in order.
 func TestArrivalsWaitInOrderWhileAllAreBusy(t *testing.T) {
-	all := make([]arrival, 1000)
-	for i := range all {
-		all[i].due = time.Duration(i)
-	}
+	all := evenly(1000, 1)
 	dealt := make(chan struct{})
 	deal := everythingIsDue(all)
 	var got []arrival
@@ -152,14 +146,11 @@ func everythingIsDue(all []arrival) func(func()) {
 	}
 }
 
-// TestThePacerIsNeverEarlyAndSleeps deals real instants, some past when it begins.
-func TestThePacerIsNeverEarlyAndSleeps(t *testing.T) {
+// TestThePacerIsNeverEarly deals real instants, some past when it begins.
+func TestThePacerIsNeverEarly(t *testing.T) {
 	const arrivals, every = 100, 500 * time.Microsecond
 	p := &pacer{began: time.Now(), t: timing{measured: arrivals * every}}
-	all := make([]arrival, arrivals)
-	for i := range all {
-		all[i].due = time.Duration(i) * every
-	}
+	all := evenly(arrivals, every)
 	var made atomic.Int64
 	play(all, 4, func(turn func()) { p.deal(all, turn) }, func(_ int, mine iter.Seq[arrival]) {
 		for a := range mine {
@@ -172,7 +163,68 @@ func TestThePacerIsNeverEarlyAndSleeps(t *testing.T) {
 	if made.Load() != arrivals {
 		t.Errorf("%d of %d arrivals", made.Load(), arrivals)
 	}
-	if p.cpu < 0 || p.cpu > arrivals*every/5 {
-		t.Errorf("the pacer has used %s of CPU in %s: it does not sleep", p.cpu, arrivals*every)
+	if took := time.Since(p.began); p.cpu < 0 || p.cpu > took {
+		t.Errorf("the pacer's thread has used %s of CPU in %s", p.cpu, took)
 	}
+}
+
+// standIn is a clock that goes on by a step with every look at it and wakes a sleeper late.
+// The thread works whenever it does not sleep.
+type standIn struct {
+	at, step, late, slept time.Duration
+	sleeps                int
+}
+
+func (c *standIn) now() time.Duration { c.at += c.step; return c.at }
+
+func (c *standIn) sleep(until time.Duration) {
+	c.sleeps++
+	c.slept += until + c.late - c.at
+	c.at = until + c.late
+}
+
+func (c *standIn) cpu() time.Duration { return c.at - c.slept }
+
+// TestThePacerSleepsAndSpinsOnlyAtTheEnd: it sleeps before each arrival that is not about
+// to come, to shortly before it, and what it takes of the processor is the rest.
+func TestThePacerSleepsAndSpinsOnlyAtTheEnd(t *testing.T) {
+	const arrivals, every, step, late = 1000, 500 * time.Microsecond, 100 * time.Nanosecond, 5 * time.Microsecond
+	for _, c := range []struct {
+		name          string
+		every, begins time.Duration
+		sleeps        int
+		most          time.Duration // CPU time for an arrival
+	}{
+		{"far apart", every, 0, arrivals - 1, early - late + 4*step}, // the first is due at once
+		{"closer than it can sleep", early / 2, 0, 0, early/2 + 2*step},
+		{"all overdue", every, arrivals * every, 0, 3 * step},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			clock := &standIn{at: c.begins, step: step, late: late}
+			p := &pacer{t: timing{measured: arrivals * c.every}}
+			all, made := evenly(arrivals, c.every), 0
+			p.keep(clock, all, func() {
+				over := clock.at - all[made].due
+				if over < 0 || (c.begins == 0 && over > 2*step) {
+					t.Errorf("due at %s, given at %s", all[made].due, clock.at)
+				}
+				made++
+			})
+			if made != arrivals || clock.sleeps != c.sleeps {
+				t.Errorf("%d turns and %d sleeps, want %d and %d", made, clock.sleeps, arrivals, c.sleeps)
+			}
+			if p.cpu <= 0 || p.cpu > arrivals*c.most || p.cpu != clock.cpu()-c.begins {
+				t.Errorf("%s of CPU for %d arrivals, want at most %s for each", p.cpu, arrivals, c.most)
+			}
+		})
+	}
+}
+
+// evenly are arrivals that far from one another, the first at once.
+func evenly(n int, every time.Duration) []arrival {
+	all := make([]arrival, n)
+	for i := range all {
+		all[i].due = time.Duration(i) * every
+	}
+	return all
 }

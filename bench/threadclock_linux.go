@@ -8,7 +8,8 @@ import (
 
 // threadClock is the clock of the thread that made it; no other may use it.
 type threadClock struct {
-	began int64 // CLOCK_MONOTONIC, in ns, when the cell began
+	began time.Time
+	zero  int64 // CLOCK_MONOTONIC, in ns, when the cell began
 }
 
 func newThreadClock(began time.Time) threadClock {
@@ -18,13 +19,15 @@ func newThreadClock(began time.Time) threadClock {
 	var now unix.Timespec
 	since := time.Since(began)
 	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // this clock is always there
-	return threadClock{began: now.Nano() - int64(since)}
+	return threadClock{began: began, zero: now.Nano() - int64(since)}
 }
+
+func (c threadClock) now() time.Duration { return time.Since(c.began) }
 
 // sleep returns at an instant since the cell began. Until an absolute time: what comes
 // between asking for the time and going to sleep does not add to it.
 func (c threadClock) sleep(until time.Duration) {
-	at := unix.NsecToTimespec(c.began + int64(until))
+	at := unix.NsecToTimespec(c.zero + int64(until))
 	for unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &at, nil) == unix.EINTR {
 		continue // Go interrupts threads by signals
 	}
