@@ -65,11 +65,15 @@ func (l *Limiter) Allow(ctx context.Context, key string) (Decision, error) {
 // error. It answers within the limiter's budget, or just before ctx's deadline if that
 // is earlier, and up to 2 ms after ctx is canceled.
 func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision, error) {
-	start := l.ring.clock()
 	if err := l.check(ctx, key, cost); err != nil {
-		l.refuse(ctx, nil, err, 1, start)
+		l.refuse(ctx, nil, err, 1, l.ring.clock())
 		return Decision{}, err
 	}
+	h := l.keys.hash(key)
+	if l.lease != nil {
+		l.ring.leases.fetch(h) // meanwhile there is something to do that needs no memory
+	}
+	start := l.ring.clock()
 	at := place()
 	gate := l.ring.calls.at(at)
 	if !gate.enter() {
@@ -77,7 +81,6 @@ func (l *Limiter) AllowN(ctx context.Context, key string, cost int64) (Decision,
 		return Decision{}, ErrClosed
 	}
 	defer gate.leave()
-	h := l.keys.hash(key)
 	s := l.ring.owner(h)
 	deadline, err := l.deadline(ctx, start)
 	if err != nil {
