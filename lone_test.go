@@ -3,6 +3,7 @@ package ringfence
 import (
 	"context"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +14,7 @@ import (
 // written it 1 s before; loneNow is the server's clock.
 var loneStates = []struct {
 	name   string
-	fields []any // of the HASH, set over what is there; nil: the key is deleted
+	fields []any // of the HASH, set over what is there; nil: the key is deleted; or a command that makes it
 }{
 	{"nothing", nil},
 	{"what the call before left", []any{}},
@@ -37,7 +38,17 @@ var loneStates = []struct {
 	{"another limit's", []any{"u", "1:500000:20"}},
 	{"nobody's", []any{"u", "x"}},
 	{"somebody else's", []any{"", ""}}, // a HASH with that field alone
+	{"something that is no hash", []any{"SET", "5"}},
+	{"a field more", []any{"x", "1"}},
+	{"in another order", []any{"HSET", "u", loneUnit, "t", fmt.Sprint(int64(loneNow) - 5), "r", "0", "d", "9000000"}},
+	{"the clock first", []any{"HSET", "t", fmt.Sprint(int64(loneNow) - 5), "r", "0", "d", "9000000", "u", loneUnit}},
+	{"no fraction but a clock", []any{"HSET", "d", "0", "t", fmt.Sprint(int64(loneNow) - 5), "r", "0", "u", loneUnit}},
+	{"other fields", []any{"HSET", "a", "5", "b", "1", "c", "7", "e", "x"}},
+	{"kept as a table", []any{"HSET", "d", "9000000", "r", "0", "t", fmt.Sprint(int64(loneNow) - 5), "u", loneUnit, "x", strings.Repeat("x", 100)}},
 }
+
+// loneUnit is the unit of the limit in loneCompare.
+const loneUnit = "1:1000000:10"
 
 const loneNow = 1_700_000_000_000_000
 
@@ -108,6 +119,20 @@ func lonePut(ctx context.Context, s *redistest.Server, name string, fields []any
 	if fields == nil {
 		return c.Del(ctx, name).Err()
 	}
+	if len(fields) > 0 && (fields[0] == "SET" || fields[0] == "HSET") {
+		if err := c.Del(ctx, name).Err(); err != nil {
+			return err
+		}
+		if err := c.Do(ctx, append([]any{fields[0], name}, fields[1:]...)...).Err(); err != nil {
+			return err
+		}
+		// Only x was long, but a hash that has become a table stays one.
+		if fields = nil; c.Type(ctx, name).Val() == "hash" {
+			if err := c.HDel(ctx, name, "x").Err(); err != nil {
+				return err
+			}
+		}
+	}
 	if len(fields) > 0 && fields[0] == "" {
 		if err := c.HDel(ctx, name, "d", "r", "t").Err(); err != nil {
 			return err
@@ -135,15 +160,17 @@ func lonePut(ctx context.Context, s *redistest.Server, name string, fields []any
 // leaves behind.
 var loneMutations = []struct{ name, old, mutant string }{
 	{"a fraction is forgotten", "if state[2] == '0' and a and t", "if a and t"},
-	{"what a bucket cannot lack is believed", "and a <= bq and t <= now and", "and t <= now and"},
+	{"what a bucket cannot lack is believed", "and a <= bq and t > bq", "and t > bq"},
 	{"half a microsecond counts", "and a % 1 == 0 and t % 1 == 0 then", "and t % 1 == 0 then"},
 	{"half a microsecond of the clock counts", "and a % 1 == 0 and t % 1 == 0 then", "and a % 1 == 0 then"},
-	{"somebody else's hash is begun", "or state.err) and call('EXISTS', key) == 0 then", "or state.err) then"},
+	{"somebody else's hash is begun", "elseif not (state[1] or state.err) then", "elseif not (state[4] or state.err) then"},
+	{"something that is no hash is begun", "elseif not (state[1] or state.err) then", "elseif not state[1] then"},
 	{"a denied call leaves a key without an end", "elseif full and call('PTTL', key) == -1 then", "elseif false then"},
 	{"a denied call gives what is not there an end", "elseif full and call('PTTL', key) == -1 then", "elseif true then"},
-	{"less than nothing may be missing", "a >= 0 and t >= 0 and a <= bq", "t >= 0 and a <= bq"},
-	{"a clock may be before 1970", "a >= 0 and t >= 0 and a <= bq", "a >= 0 and a <= bq"},
-	{"a time to live is not renewed in the next minute", "if a + now >= full - full % minute_us + minute_us then", "if false then"},
+	{"less than nothing may be missing", "a >= 0 and a <= bq and t > bq", "a <= bq and t > bq"},
+	{"a clock may be before 1970", "a >= 0 and a <= bq and t > bq", "a >= 0 and a <= bq"},
+	{"the clock may stand where what is missing does", "a >= 0 and a <= bq and t > bq", "a >= 0"},
+	{"a time to live is not renewed in the next minute", "if not full or a + now >= full - full % minute_us + minute_us then", "if not full then"},
 	{"all callers are one", "number(args[4] or 1)", "1"},
 	{"a status is told as granted", "granted, a, b, c = -status, 0, 0, 0", "granted, a, b, c = status, 0, 0, 0"},
 	{"a status is told with what was tried", "granted, a, b, c = -status, 0, 0, 0", "granted, b, c = -status, 0, 0"},

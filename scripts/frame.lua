@@ -62,6 +62,7 @@ local limit, cost, count, more, debit, each
 local i, last, usual = 1, 0, false
 --@charge
 local unit, bq, one, back
+local said, said_d, said_ms, heard, heard_t
 if args[2] and not args[5] then
   unit, bq, one, count = args[1], number(args[2]), number(args[3]), number(args[4] or 1)
   more, last, usual = 0, n, true
