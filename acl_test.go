@@ -188,6 +188,9 @@ func (p *aclPlace) run(t *testing.T) *aclOutcome {
 		}
 		allow("after reset", l, "k", true, 2)
 	}
+	fractions, err := ring.Limiter("fractions", TokenBucket{Rate: 7, Per: time.Hour, Burst: 3}) // not the usual way
+	aclMust(t, err)
+	allow("a new key of a rate with fractions", fractions, "k", true, 2)
 	p.oddLogs(t, log, allow)
 
 	degraded := lines.String()

@@ -6,7 +6,7 @@ import (
 )
 
 // inHugePages asks the kernel to keep memory without pointers in huge pages as soon as it is
-// used. A kernel that was built or set up without them refuses, and nothing is different.
+// used. One that was built without them refuses, one that is set up to give none takes no notice.
 func inHugePages(b []byte) {
 	page := uintptr(syscall.Getpagesize())
 	skip := -uintptr(unsafe.Pointer(unsafe.SliceData(b))) % page

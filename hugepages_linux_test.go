@@ -31,7 +31,8 @@ func vmFlags(t *testing.T, at uintptr) string {
 	return ""
 }
 
-// The table of leases is to be in huge pages, all of it but the pages at its ends.
+// The kernel knows that the table of leases is to be in huge pages, all of it but a part of a
+// page at its ends; whether it has any to give is up to the machine.
 func TestTheTableOfLeasesIsInHugePages(t *testing.T) {
 	if _, err := os.Stat("/sys/kernel/mm/transparent_hugepage"); err != nil {
 		t.Logf("this kernel has no transparent huge pages: %v", err)

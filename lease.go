@@ -78,11 +78,12 @@ const (
 //
 // At most 262,144 keys of a ring have leases at a time; further keys go without, and so do some
 // before that, because each can only be in 8 places: of 100,000 keys one in 1,000, of 200,000
-// one in 25. The table takes 18 MB of heap from the first limiter with leases on. On Linux
-// nearly all of that is in use then, in huge pages, unless /sys/kernel/mm/transparent_hugepage/enabled
-// says never; else it is as keys come: about 1 MB for the first, 6 MB for 1,000 keys, all for more
-// than 20,000. Each key takes 96 bytes besides, 64 more if its lease has ever been renewed early
-// because it was used up, and 16 for each lease that was taken in the last Lease.TTL.
+// one in 25. The table takes 18 MB of heap from the first limiter with leases on. Where Linux
+// gives it huge pages, nearly all of that is in use then; where there are none
+// (/sys/kernel/mm/transparent_hugepage/enabled says never, other systems) it is as keys come:
+// about 1 MB for the first, 6 MB for 1,000 keys, all for more than 20,000. Each key takes 96 bytes
+// besides, 64 more if its lease has ever been renewed early because it was used up, and 16 for each
+// lease that was taken in the last Lease.TTL.
 func WithLease(c Lease) LimiterOption {
 	return func(o *limiterOptions) error {
 		if c.Max < 1 || c.Max > MaxLogCost {

@@ -29,7 +29,7 @@ func startRefusing(t *testing.T) (*redistest.Server, []refusal) {
 		"user right " + rules,
 		"user nocall " + rules + " -evalsha",
 		"user nowrite " + rules + " -hset",
-		"user noread " + rules + " -hmget",
+		"user noread " + rules + " -hvals",
 		"user nothing on >" + aclPassword,
 	}, Configure: withPassword(aclPassword + "-default")})
 	at := func(credentials string) string { return "redis://" + credentials + s.Addr() }

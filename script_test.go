@@ -22,9 +22,9 @@ func TestTheScriptsAreTheOnesThatWerePinned(t *testing.T) {
 		got  script
 		want string
 	}{
-		{"charge on Redis", redisScripts.charge, "7c5c99cbf3d1acf9eaca833026dc1a242a689583"},
+		{"charge on Redis", redisScripts.charge, "54328f257ecc962cd3e18b9c1d68be746473b9a5"},
 		{"look on Redis", redisScripts.look, "dbfc1dca9b7d96922cbd99ca1c42478ffced0337"},
-		{"charge, plain", plainScripts.charge, "35b08101b9d606f1af5adfddbfff55fb53918305"},
+		{"charge, plain", plainScripts.charge, "ec8985dc95ae5d7b2a31f6160c12032781fbaaab"},
 		{"look, plain", plainScripts.look, "67413db9b4729ea7ec20c216bf9015d870e3f022"},
 		{"heartbeat on Redis", redisScripts.beat, "ed467ead3c08dd666bb64b682d63b3240bc48f39"},
 		{"heartbeat, plain", plainScripts.beat, "eed587d96b42c04b20c8b43e4e42bd96aa0f3497"},

@@ -3,6 +3,7 @@ package main
 import (
 	"iter"
 	"math"
+	"runtime"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -165,6 +166,19 @@ func TestThePacerIsNeverEarly(t *testing.T) {
 	}
 	if took := time.Since(p.began); p.cpu < 0 || p.cpu > took {
 		t.Errorf("the pacer's thread has used %s of CPU in %s", p.cpu, took)
+	}
+}
+
+// TestAThreadSleepsUntilItsTime: how much longer it sleeps is up to the machine.
+func TestAThreadSleepsUntilItsTime(t *testing.T) {
+	runtime.LockOSThread() // never unlocked, see deal
+	clock := newThreadClock(time.Now().Add(-time.Hour))
+	for range 20 {
+		until := clock.now() + time.Millisecond
+		clock.sleep(until)
+		if now := clock.now(); now < until {
+			t.Fatalf("awake at %s, %s too early", now, until-now)
+		}
 	}
 }
 

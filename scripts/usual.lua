@@ -14,8 +14,9 @@
 
 -- HVALS tells a key that is not there from a hash of somebody else's, which takes HMGET a second
 -- command, and is short. The values come as HSET has put them there as long as Redis keeps the
--- hash in one piece, as it does with so few. In another order they are not taken for a bucket:
--- no d is above bq, every t is, and r is 0.
+-- hash in one piece, as it does with so few unless it is set up otherwise. In another order, as
+-- the embedded server has them, they are not taken for a bucket but left to the other files: d
+-- may not be above bq, t has to be, and r is 0.
 local state = pcall('HVALS', key)
 local full, fits
 if state[4] == unit then
@@ -27,7 +28,9 @@ if state[4] == unit then
     a = full > now and full - now or 0
     fits = count
   end
-elseif not (state[1] or state.err) then
+elseif state.err then
+  if not string.find(state.err, 'WRONGTYPE', 1, true) then granted, a = -3, 0 end
+elseif not state[1] then
   a, fits = 0, count
 end
 if fits then
