@@ -39,10 +39,10 @@ type leasePlace struct {
 // hugePage is how long one is on most processors.
 const hugePage = 2 << 20
 
-// newLeasePages makes a table. A call finds its place by chance, and where the pages of the
-// table are more than a processor remembers, 2,048 or so, that it has to look up the page costs
-// as much again: so there are to be few, in so many bytes. Those are taken now, for each has to
-// be cleared; where there are none this takes a page in 500 of the usual ones.
+// newLeasePages makes a table. Calls look at it all over, and of its 4,096 usual pages a
+// processor remembers about half and has to look the others up: so it is to be in huge ones.
+// Those are taken now, for each has to be cleared, which no call should wait for; where there
+// are none this takes one in 512 of the usual ones.
 func newLeasePages() *leasePages {
 	p := &leasePages{make([]leasePlace, leasePlaces), make([]atomic.Pointer[leaseKey], leasePlaces)}
 	const size = unsafe.Sizeof(leasePlace{})
